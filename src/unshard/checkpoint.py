@@ -1,0 +1,160 @@
+"""What a reader found: the tensors of one checkpoint, described but not read, and what lies around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, KeysView, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from unshard.findings import Finding
+from unshard.storage.files import InputFile
+from unshard.tensors import DescribedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a checkpoint lies on disk, and how that was recognised.
+
+    Attributes:
+        name: The layout's word in code, `--json` and the docs, for example `full-state-dict`.
+        title: The same for people, for example "FULL_STATE_DICT of FSDP1 in torch's zip format".
+        writer: Who wrote it, or None where nothing tells.
+        evidence: What it was recognised by, one fact each.
+    """
+
+    name: str
+    title: str
+    writer: str | None
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A CRC-32 that the writer left for bytes `start` to `stop` of a file."""
+
+    file: InputFile
+    start: int
+    stop: int
+    crc32: int
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """Something in or beside the checkpoint that is not the model.
+
+    Attributes:
+        name: A path inside the file (`optimizer.state`) or the name of a file beside it.
+        kind: What it is: `optimizer`, `scheduler`, `rng`, `step`, `value`, `file`.
+        size: Bytes it takes, which are never read.
+        value: A short rendering of a plain value (a step, an epoch), else None.
+    """
+
+    name: str
+    kind: Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
+    size: int
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingParameters:
+    """What a training script wrote about itself, as it wrote it.
+
+    Attributes:
+        path: The file.
+        values: Every key and value, as text.
+    """
+
+    path: Path
+    values: Mapping[str, str]
+
+    def get(self, key: str) -> str | None:
+        """Return a value, or None where it is absent, empty or the text `None`."""
+        value = self.values.get(key)
+        return None if value in (None, "", "None") else value
+
+
+@dataclass(frozen=True, slots=True)
+class BaseHint:
+    """A place where the base may be, found in or beside the checkpoint.
+
+    Attributes:
+        reference: A folder, or a name on a model hub.
+        origin: Where the hint stands, in words fit for a message.
+    """
+
+    reference: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of several checkpoints that lie side by side."""
+
+    path: Path
+    number: int | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One model as training left it. Tensor bytes have not been touched.
+
+    Attributes:
+        path: The file or folder the tensors are in.
+        root: The folder a person would call the run; it may be `path` itself.
+        layout: How it lies on disk.
+        tensors: Every tensor of the model by its name in the checkpoint, without the container, in
+            the checkpoint's order.
+        container: The path inside the file that holds the model, `()` where it lies at the top.
+        selected: The prefix that `--select` named, already removed from the names, or "".
+        storages: For every tensor, a token that is equal for tensors sharing storage; ties that
+            survived saving show here.
+        files: Every file that holds tensor bytes of the model.
+        checksums: What the writer left to check them with; empty where it left none.
+        extras: What else is there. Never read.
+        classes: Classes named by a pickle that are neither torch's nor Python's own, by full name.
+        steps: All checkpoints found side by side, oldest first, this one included.
+        training: Training parameters found beside it.
+        base_hints: Where the base may be, best first.
+        side_files: Files of a model folder that lie beside the tensors (configuration, tokenizer,
+            ...), by name.
+        findings: What a person should know so far.
+    """
+
+    path: Path
+    root: Path
+    layout: Layout
+    tensors: Mapping[str, DescribedTensor]
+    container: tuple[str, ...] = ()
+    selected: str = ""
+    storages: Mapping[str, object] = field(default_factory=dict)
+    files: tuple[InputFile, ...] = ()
+    checksums: tuple[Checksum, ...] = ()
+    extras: tuple[Extra, ...] = ()
+    classes: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    training: TrainingParameters | None = None
+    base_hints: tuple[BaseHint, ...] = ()
+    side_files: Mapping[str, Path] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    def __getitem__(self, name: str) -> DescribedTensor:
+        """Return a tensor by its name in the checkpoint."""
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the tensors."""
+        return self.tensors.keys()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the model."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())

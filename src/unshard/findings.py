@@ -1,0 +1,105 @@
+"""Findings: what a person should know about a checkpoint, a conversion or a model.
+
+Every finding has a stable code, so that scripts can rely on it and people can search for it. The
+table below is the one place that gives a code its severity and its title; the words of a single
+finding (which tensor, what was seen, what to do) are given where it is found.
+
+    U1xx  the checkpoint      its files, layout, integrity and training state
+    U2xx  names               wrappers, containers, renamed and dropped tensors
+    U3xx  ties                tied weights
+    U4xx  dtypes              precision on disk and in the output
+    U5xx  configuration       vocabulary, config.json and what was edited in it
+    U6xx  completeness        base, tokenizer and other files inference needs
+    U7xx  proof               what verification found, and what it could not check
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How much a finding matters: `info` is a fact, `warning` needs a look, `error` is wrong."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What every finding with one code has in common."""
+
+    severity: Severity
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a person should know, with its evidence and its remedy."""
+
+    code: str
+    severity: Severity
+    title: str
+    subject: str
+    saw: str
+    expected: str | None = None
+    remedy: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return the finding as plain values; absent fields are None."""
+        return asdict(self)
+
+
+_INFO, _WARNING, _ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+
+RULES: dict[str, Rule] = {
+    "U101": Rule(_INFO, "Several checkpoints lie side by side; the newest was taken"),
+    "U102": Rule(_INFO, "Training state was left out"),
+    "U103": Rule(_WARNING, "The file carries no checksums, so damage cannot be told from data"),
+    "U104": Rule(_INFO, "Classes in the file were kept as inert records"),
+    "U105": Rule(_INFO, "The tensors lie inside a container"),
+    "U201": Rule(_INFO, "Wrapper segments were removed from the names"),
+    "U202": Rule(_INFO, "A tensor was dropped because the model computes it itself"),
+    "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),
+    "U204": Rule(_WARNING, "The names could not be checked against the model"),
+    "U205": Rule(_INFO, "One of several models was selected"),
+    "U301": Rule(_INFO, "A tied duplicate was dropped: the two tensors are equal bit for bit"),
+    "U302": Rule(_WARNING, "The tied weights have diverged: both are written, and the tie is off"),
+    "U401": Rule(_INFO, "Tensors are cast"),
+    "U402": Rule(_WARNING, "Values overflowed in the cast"),
+    "U403": Rule(_WARNING, "Values underflowed to zero in the cast"),
+    "U404": Rule(_WARNING, "The training precision and the dtype on disk differ"),
+    "U501": Rule(_INFO, "The configuration was edited where the tensors prove it wrong"),
+    "U502": Rule(_WARNING, "The vocabulary was resized"),
+    "U503": Rule(_WARNING, "The tokenizer has more tokens than the embedding has rows"),
+    "U601": Rule(_WARNING, "No base model was found: configuration and tokenizer are missing"),
+    "U602": Rule(_WARNING, "No tokenizer was found"),
+    "U603": Rule(_INFO, "The base was found without being named"),
+    "U604": Rule(_INFO, "The base named by the training parameters was not used"),
+    "U605": Rule(_WARNING, "Files of code belong to the model and were copied, not run"),
+    "U701": Rule(_WARNING, "Verification was switched off"),
+    "U702": Rule(_INFO, "The forward pass was not tried"),
+    "U703": Rule(_ERROR, "Bytes differ from the source"),
+    "U704": Rule(_ERROR, "The structure differs from what the model needs"),
+    "U705": Rule(_ERROR, "The forward pass shows a broken model"),
+    "U706": Rule(_WARNING, "The loss is far from the base's"),
+}
+
+
+def finding(
+    code: str,
+    *,
+    subject: object,
+    saw: str,
+    expected: str | None = None,
+    remedy: str | None = None,
+) -> Finding:
+    """Return a finding with the severity and title that `RULES` gives its code.
+
+    Raises:
+        KeyError: The code is not in `RULES`; every code must be.
+    """
+    rule = RULES[code]
+    return Finding(code, rule.severity, rule.title, str(subject), saw, expected, remedy)

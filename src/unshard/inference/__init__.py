@@ -1,0 +1,1 @@
+"""Running a model: load, check, generate. Needs torch and transformers."""

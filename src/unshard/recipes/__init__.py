@@ -1,0 +1,1 @@
+"""Names as data: wrappers, tied pairs, tensors a model computes itself."""

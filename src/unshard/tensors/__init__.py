@@ -1,0 +1,25 @@
+"""Tensors that are described but not read: shapes, dtypes, and where the bytes are.
+
+`boxes` is pure geometry, `sources` says how bytes lie in one place, `described` puts places together
+to a tensor, `casting` computes another dtype. Nothing in this room knows a layout.
+"""
+
+from unshard.tensors.boxes import Box
+from unshard.tensors.casting import CastTally, CastTensor, cast_block
+from unshard.tensors.described import DescribedTensor, Piece, Tensor, element_count, whole_tensor
+from unshard.tensors.sources import FileSource, Run, Source
+
+__all__ = [
+    "Box",
+    "CastTally",
+    "CastTensor",
+    "DescribedTensor",
+    "FileSource",
+    "Piece",
+    "Run",
+    "Source",
+    "Tensor",
+    "cast_block",
+    "element_count",
+    "whole_tensor",
+]
