@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ class DType:
         if self.name == "complex32":
             return np.dtype([("real", "<f2"), ("imag", "<f2")])
         if self.name in _FROM_ML_DTYPES:
-            return np.dtype(getattr(ml_dtypes, self.name))
+            return np.dtype(cast("type", getattr(ml_dtypes, self.name)))
         return np.dtype(self.name).newbyteorder("<")
 
 

@@ -31,7 +31,8 @@ def every_pattern(name: str) -> np.ndarray:
 
 def is_nan(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
-        return np.isnan(values)
+        nan: np.ndarray = np.isnan(values)
+        return nan
 
 
 FLOATS = ["float32", "float16", "bfloat16"]

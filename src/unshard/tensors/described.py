@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 from typing import TYPE_CHECKING, Protocol
 
 from unshard.dtypes import DType
@@ -13,8 +14,6 @@ from unshard.tensors.boxes import Box, box_ranges, split_range
 from unshard.tensors.sources import FileSource, Run, Source
 
 if TYPE_CHECKING:
-    from types import EllipsisType
-
     import numpy as np
 
     Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
@@ -158,7 +157,7 @@ class DescribedTensor:
 
         box, steps, kept = _resolve(self.shape, index)
         out = np.empty(box.shape, self.dtype.numpy)
-        flat = memoryview(out.reshape(-1).view(np.uint8)) if out.size else memoryview(b"")
+        flat = out.reshape(-1).view(np.uint8).data
         done = 0
         for start, stop in box_ranges(self.shape, box):
             length = (stop - start) * self.dtype.itemsize
@@ -208,7 +207,8 @@ def _resolve(shape: tuple[int, ...], index: Index) -> tuple[Box, tuple[int, ...]
             if step <= 0:
                 raise ValueError("only positive steps can be read")
         else:
-            start, step = int(item) + (size if int(item) < 0 else 0), 1
+            assert not isinstance(item, EllipsisType)
+            start, step = item + (size if item < 0 else 0), 1
             stop = start + 1
             if not 0 <= start < size:
                 raise IndexError(f"index {item} is out of bounds for a dimension of {size}")
