@@ -1,0 +1,45 @@
+"""Fixtures: checkpoints left by real training runs, made once for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from trainers.catalogue import RUNS, WORLD_SIZE, TrainedCheckpoint, locate, quiet_environment
+
+quiet_environment()
+
+# Loading torch and training every run takes about 20 seconds on an idle machine.
+_TRAINING_SECONDS = 400.0
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TrainedCheckpoint]:
+    """Every run of the catalogue by its name. The files are shared: tests copy what they damage."""
+    from trainers.ranks import run_ranks
+    from trainers.session import leave_checkpoints
+
+    folder = tmp_path_factory.mktemp("trained")
+    run_ranks(WORLD_SIZE, leave_checkpoints, folder, timeout_seconds=_TRAINING_SECONDS)
+    return locate(folder)
+
+
+@pytest.fixture(params=[run.name for run in RUNS])
+def trained_checkpoint(
+    request: pytest.FixtureRequest, trained_checkpoints: Mapping[str, TrainedCheckpoint]
+) -> TrainedCheckpoint:
+    """Each run of the catalogue in turn."""
+    return trained_checkpoints[request.param]
+
+
+@pytest.fixture
+def recipes_run(trained_checkpoints: Mapping[str, TrainedCheckpoint]) -> TrainedCheckpoint:
+    """The main job: a finished llama-recipes run of two epochs, fp32, untied, with its parameters."""
+    return trained_checkpoints["recipes-two-epochs"]
+
+
+@pytest.fixture
+def tied_recipes_run(trained_checkpoints: Mapping[str, TrainedCheckpoint]) -> TrainedCheckpoint:
+    """A llama-recipes run of a tied model in bf16, the optimizer's files beside the model's."""
+    return trained_checkpoints["recipes-tied-bf16"]

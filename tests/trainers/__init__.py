@@ -1,0 +1,1 @@
+"""Real training runs of tiny models: what they leave on disk is what the tests read."""
