@@ -78,7 +78,7 @@ _TABLE = (
     DType("uint16", "U16", None, 2, "int"),
     DType("uint8", "U8", "ByteStorage", 1, "int"),
     DType("bool", "BOOL", "BoolStorage", 1, "bool"),
-    DType("complex32", None, "ComplexHalfStorage", 4, "complex"),
+    DType("complex32", None, None, 4, "complex"),
     DType("complex64", "C64", "ComplexFloatStorage", 8, "complex"),
     DType("complex128", None, "ComplexDoubleStorage", 16, "complex"),
 )

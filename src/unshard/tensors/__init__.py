@@ -6,8 +6,8 @@ to a tensor, `casting` computes another dtype. Nothing in this room knows a layo
 
 from unshard.tensors.boxes import Box
 from unshard.tensors.casting import CastTally, CastTensor, cast_block
-from unshard.tensors.described import DescribedTensor, Piece, Tensor, element_count, whole_tensor
-from unshard.tensors.sources import FileSource, Run, Source
+from unshard.tensors.described import DescribedTensor, Piece, Tensor, byte_count, element_count, whole_tensor
+from unshard.tensors.sources import FileSource, Place, Run, Source
 
 __all__ = [
     "Box",
@@ -16,9 +16,11 @@ __all__ = [
     "DescribedTensor",
     "FileSource",
     "Piece",
+    "Place",
     "Run",
     "Source",
     "Tensor",
+    "byte_count",
     "cast_block",
     "element_count",
     "whole_tensor",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unshard.dtypes import DType
-from unshard.tensors.sources import Run
+from unshard.tensors.sources import Place, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,11 @@ class CastTensor:
     def origin(self) -> str:
         """Where the source is, and its dtype."""
         return f"{self.source.origin}, cast from {self.source.dtype}"
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the source's pieces begin."""
+        return self.source.places
 
     def runs(self, start: int, stop: int) -> list[Run] | None:
         """Return None: the bytes on disk are not the bytes that are wanted."""

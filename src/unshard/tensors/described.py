@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from unshard.dtypes import DType
 from unshard.tensors.boxes import Box, box_ranges, split_range
-from unshard.tensors.sources import FileSource, Run, Source
+from unshard.tensors.sources import FileSource, Place, Run, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,10 @@ class Tensor(Protocol):
     @property
     def origin(self) -> str:
         """Where the values come from, in words fit for an error."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the bytes it is read from begin, one place for each piece that lies in a file."""
 
     def read(self, start: int, stop: int, into: memoryview) -> None:
         """Fill `into` with elements `start` to `stop` in row-major order, little-endian."""
@@ -86,6 +90,11 @@ class DescribedTensor:
             return "nowhere: it has no elements"
         more = f" and {len(self.pieces) - 1} more places" if len(self.pieces) > 1 else ""
         return self.pieces[0].source.origin + more
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the pieces begin."""
+        return tuple(piece.source.place for piece in self.pieces if piece.source.place is not None)
 
     @property
     def nbytes(self) -> int:

@@ -34,12 +34,24 @@ class Run:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a source begins: a file, and the byte of its first element."""
+
+    file: InputFile
+    offset: int
+
+
 class Source(Protocol):
     """Elements in row-major order, somewhere."""
 
     @property
     def count(self) -> int:
         """How many elements there are."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where they begin, or None where they do not lie in a file."""
 
     @property
     def origin(self) -> str:
@@ -86,8 +98,13 @@ class FileSource:
         return math.prod(self.shape)
 
     @property
+    def place(self) -> Place:
+        """File and offset of the first element."""
+        return Place(self.file, self.offset)
+
+    @property
     def origin(self) -> str:
-        """File and offset."""
+        """File and offset, in words."""
         return f"{self.file.path.name} at byte {self.offset}"
 
     @property
