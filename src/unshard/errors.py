@@ -6,6 +6,7 @@
     │   ├── UnknownLayoutError         not a checkpoint, or the wrong folder
     │   ├── UnsupportedLayoutError     recognised by name, and not read
     │   ├── DamagedFileError           truncated, a checksum that disagrees, changed while being read
+    │   ├── IncompleteCheckpointError  files that belong to it are not there
     │   ├── UnsafeFileError            a file that lies about itself, or asks for code to be run
     │   ├── TrainingStateError         an optimizer file where a model was expected
     │   └── AmbiguousModelError        several models, and nothing says which one is meant
@@ -30,6 +31,13 @@ keeps its traceback.
 from __future__ import annotations
 
 from typing import ClassVar
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters spelled out; names in a file may hold any."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class UnshardError(Exception):
@@ -71,7 +79,7 @@ class UnshardError(Exception):
             if value is not None
         ]
         tail = f": {', '.join(evidence)}" if evidence else ""
-        return f"`{self.subject}` {self.problem}{tail}"
+        return printable(f"`{self.subject}` {self.problem}{tail}")
 
     def __str__(self) -> str:
         # KeyError and OSError, which some leaves inherit, print themselves in their own ways.
@@ -96,6 +104,10 @@ class UnsupportedLayoutError(InputError):
 
 class DamagedFileError(InputError):
     """A file is shorter than it says, disagrees with its checksum, or changed while it was read."""
+
+
+class IncompleteCheckpointError(InputError):
+    """Files that hold part of the model are not there."""
 
 
 class UnsafeFileError(InputError):
