@@ -1,0 +1,99 @@
+"""Writes the reference pages from the code, so that they cannot say anything else.
+
+Run `python docs/reference/generate.py`; a test fails while a page differs from what this writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+import unshard
+from unshard import errors
+from unshard.cli.main import commands
+from unshard.dtypes import DTYPES
+from unshard.findings import RULES
+
+HERE = Path(__file__).parent
+_HEADER = "<!-- Written by docs/reference/generate.py; change the code instead. -->\n\n"
+
+
+def command_page() -> str:
+    """Return the page of the command line: the help of every command."""
+    parts = ["# Commands\n"]
+    context = click.Context(commands, info_name="unshard", max_content_width=88, terminal_width=88)
+    for name, command in [("", commands), *commands.commands.items()]:
+        title = f"unshard {name}".strip()
+        child = click.Context(command, info_name=name, parent=context) if name else context
+        parts.append(f"## `{title}`\n\n```text\n{command.get_help(child)}\n```\n")
+    exits = inspect.getdoc(inspect.getmodule(commands.callback)) or ""
+    table = "\n".join(line for line in exits.splitlines() if line.startswith("    "))
+    parts.append(f"## Exit codes\n\n```text\n{inspect.cleandoc(table)}\n```\n")
+    return "\n".join(parts)
+
+
+def finding_page() -> str:
+    """Return the page of findings: every code, its severity and title."""
+    rows = [f"| `{code}` | {rule.severity} | {rule.title} |" for code, rule in sorted(RULES.items())]
+    intro = "Every finding has a stable code; scripts can rely on it, in `--json` and in the manifest."
+    return "\n".join(["# Findings\n", intro, "", "| code | severity | what it says |", "|---|---|---|", *rows, ""])
+
+
+def api_page() -> str:
+    """Return the page of the Python API: signatures and docstrings of all public names."""
+    parts = ["# Python API\n"]
+    for name in unshard.__all__:
+        thing = getattr(unshard, name)
+        if not callable(thing):
+            continue
+        kind = "class " if inspect.isclass(thing) else ""
+        signature = "" if inspect.isclass(thing) else str(inspect.signature(thing))
+        parts.append(f"## `{kind}unshard.{name}`\n")
+        if signature:
+            parts.append(f"```python\n{name}{_folded(signature)}\n```\n")
+        parts.append(f"```text\n{inspect.getdoc(thing)}\n```\n")
+    return "\n".join(parts)
+
+
+def error_page() -> str:
+    """Return the page of errors: the tree, as it stands in the code."""
+    return f"# Errors\n\n```text\n{inspect.getdoc(errors)}\n```\n"
+
+
+def dtype_page() -> str:
+    """Return the page of dtypes: the one table of the program."""
+    rows = [
+        f"| {d.name} | {d.tag or 'none'} | {d.storage or 'none'} | {d.itemsize} |"
+        for name, d in DTYPES.items()
+        if name == d.name
+    ]
+    head = ["| torch | safetensors | torch's storage class | bytes |", "|---|---|---|---|"]
+    return "\n".join(["# Dtypes\n", *head, *rows, ""])
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Yield every page of the reference with its text."""
+    for name, write in (
+        ("commands.md", command_page),
+        ("findings.md", finding_page),
+        ("api.md", api_page),
+        ("errors.md", error_page),
+        ("dtypes.md", dtype_page),
+    ):
+        yield HERE / name, _HEADER + write()
+
+
+def _folded(signature: str) -> str:
+    """Return a signature with one argument a line, where it is long."""
+    if len(signature) < 80:
+        return signature
+    inside, _, result = signature.removeprefix("(").rpartition(")")
+    return "(\n" + "".join(f"    {part},\n" for part in inside.split(", ")) + f"){result}"
+
+
+if __name__ == "__main__":
+    for page, text in pages():
+        page.write_text(text)
