@@ -157,12 +157,12 @@ class OptionError(UnshardError, ValueError):
 class MissingExtraError(UnshardError, ImportError):
     """A command needs packages that an extra of this package installs."""
 
-    def __init__(self, feature: str, *, extra: str, package: str) -> None:
+    def __init__(self, feature: str, *, extra: str, package: str, command: str | None = None) -> None:
         self.extra = extra
         super().__init__(
             feature,
             f"needs the package `{package}`, which is not installed",
-            hint=f'pip install "unshard[{extra}]"',
+            hint=command or f'pip install "unshard[{extra}]"',
         )
 
 

@@ -1,1 +1,1 @@
-"""The demonstration: two FSDP processes teach a small model new facts, and the main job serves it."""
+"""The demonstration: two FSDP processes teach a small real model facts, and the main job makes it usable."""
