@@ -1,0 +1,52 @@
+"""From a path to a model in memory: the flow of a conversion, up to the tensors, and then a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unshard.base import find_base
+from unshard.errors import BaseModelError
+from unshard.inference.loading import LoadedModel, load_model
+from unshard.match import answer_questions, match_model, questions_for
+from unshard.readers import open_checkpoint
+
+if TYPE_CHECKING:
+    from unshard.inference.building import DeviceMap
+
+
+def open_model(
+    path: Path,
+    *,
+    base: str | None,
+    dtype: str,
+    device: str,
+    device_map: DeviceMap | None,
+    step: int | None,
+    select: str | None,
+    download: bool,
+) -> LoadedModel:
+    """Return the model at `path`, loaded and tried, with everything a person should know about it.
+
+    `load` says what the arguments mean.
+
+    Raises:
+        InputError: The checkpoint cannot be read.
+        BaseModelError: There is no base, or it is of another model.
+        MatchError: Tensors are missing, unexpected, or of other shapes.
+        InferenceError: The model cannot be built, or does not give numbers.
+        OptionError: An option means nothing.
+    """
+    checkpoint = open_checkpoint(path, step=step, select=select)
+    found, base_findings = find_base(checkpoint, reference=base, download=download)
+    if found is None:
+        raise BaseModelError(
+            path,
+            "cannot be run without its configuration, and no base was found",
+            hint="Name the model training started from with --base: a folder, or a name on the hub.",
+        )
+    answers = answer_questions(questions_for(checkpoint, found))
+    model = match_model(checkpoint, found, dtype=dtype, answers=answers)
+    loaded = load_model(model, found, dtype=dtype, device=device, device_map=device_map)
+    return replace(loaded, findings=(*checkpoint.findings, *base_findings, *model.findings, *loaded.findings))
