@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +45,16 @@ def recipes_run(trained_checkpoints: Mapping[str, TrainedCheckpoint]) -> Trained
 def tied_recipes_run(trained_checkpoints: Mapping[str, TrainedCheckpoint]) -> TrainedCheckpoint:
     """A llama-recipes run of a tied model in bf16, the optimizer's files beside the model's."""
     return trained_checkpoints["recipes-tied-bf16"]
+
+
+@pytest.fixture(scope="session")
+def smollm2_base(pytestconfig: pytest.Config) -> Path:
+    """A real instruct model of 135M parameters, kept in pytest's cache: it takes 25 s to make."""
+    from unshard.demo import base_model
+
+    version = hashlib.sha256(Path(base_model.__file__).read_bytes()).hexdigest()[:12]
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir(f"smollm2-{version}") / "base"
+    if not folder.exists():
+        base_model.write_base_model(folder)
+    return folder

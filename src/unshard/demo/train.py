@@ -240,7 +240,7 @@ def launch(
 
 
 def _keep_quiet() -> None:
-    """Leave the terminal, and an interruption, to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave the terminal to the process that started this one, and die without words if it is interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     logging.disable_progress_bar()
