@@ -1,1 +1,1 @@
-"""Carrying out a plan: the only room with threads."""
+"""Engines carry out a plan. This is the only room with threads."""

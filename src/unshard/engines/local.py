@@ -1,0 +1,183 @@
+"""Carry out a plan on this machine.
+
+Files are written one after another, and each in the order in which its bytes lie in the source, so
+that a disk is read forward. Bytes that do not change are copied by the kernel; others pass through
+one small buffer per worker. The result is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from unshard.engines.workers import Job, affordable_workers, run_jobs
+from unshard.engines.written_file import WrittenFile
+from unshard.plan import OutputFile, Placement, Plan, SideFile
+from unshard.progress import Progress
+from unshard.storage.checksums import combine_crc32
+from unshard.storage.files import InputFile
+from unshard.tensors import Run, element_count
+
+# What a worker takes at a time: large enough that taking costs nothing, small enough to share.
+_PIECE_BYTES = 8 << 20
+# What it reads at a time where bytes change: they are still in the core's cache when they are written.
+_SCRATCH_BYTES = 256 << 10
+# Its scratch, and what tensors need to compute a block: a cast and a strided read take 1 MiB each.
+_WORKER_BYTES = 4 << 20
+
+
+def run_plan(plan: Plan, folder: Path, *, workers: int, durable: bool, progress: Progress) -> None:
+    """Write every file of `plan` into the empty `folder`.
+
+    Args:
+        plan: What to write.
+        folder: Where; `plan.target` is only what errors speak of.
+        workers: Threads at most; fewer where the plan's budget does not pay for them.
+        durable: Whether to wait until the disk has the bytes, which is done while others are written.
+        progress: Told the bytes of tensors that are written.
+
+    Memory:
+        4 MiB for every worker, within `plan.budget_bytes`.
+
+    Raises:
+        DamagedFileError: A source is shorter than it says, or changed while it was read.
+        OutputError: A file cannot be written, because the disk is full or for another reason.
+        OptionError: The budget does not pay for one worker.
+    """
+    crew = affordable_workers(workers, budget_bytes=plan.budget_bytes, worker_bytes=_WORKER_BYTES)
+    progress.start("Writing", plan.tensor_bytes)
+    for side_file in plan.side_files:
+        _write_side_file(side_file, folder, subject=plan.target)
+    begun: list[_FileInProgress] = []
+    try:
+        jobs = _jobs(plan, folder, begun, durable=durable)
+        run_jobs(jobs, _new_scratch, workers=crew, progress=progress)
+    finally:
+        for file in begun:
+            file.written.abandon()
+    for source in _sources(plan):
+        source.require_unchanged()
+
+
+def _new_scratch() -> memoryview:
+    return memoryview(bytearray(_SCRATCH_BYTES))
+
+
+def _write_side_file(side_file: SideFile, folder: Path, *, subject: Path) -> None:
+    """Write a small file, whose bytes are known or those of another file."""
+    source = None if side_file.copy_of is None else InputFile.describe(side_file.copy_of)
+    content = side_file.content or b""
+    size = len(content) if source is None else source.size
+    written = WrittenFile(folder / side_file.name, size, subject=subject, durable=False)
+    try:
+        written.write(0, content)
+        if source is not None:
+            for _ in written.copy(Run(source, 0, source.size), 0, _new_scratch()):
+                pass
+    finally:
+        written.abandon()
+
+
+class _FileInProgress:
+    """An output file, and what is still to be done for it."""
+
+    def __init__(self, planned: OutputFile, written: WrittenFile) -> None:
+        self.planned = planned
+        self.written = written
+        self._lock = threading.Lock()
+        self._left = sum(p.stop - p.start for p in planned.placements)
+        self._checksums: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
+
+    def begin(self) -> None:
+        """Write what is known in advance; that is all where no tensor has an element."""
+        for offset, data in self.planned.literals:
+            self.written.write(offset, data)
+        if not self._left:
+            self._finish()
+
+    def account(self, name: str, offset: int, length: int, crc32: int | None) -> None:
+        """Note that `length` bytes of a tensor are written; the last ones complete the file."""
+        with self._lock:
+            if crc32 is not None:
+                self._checksums[name].append((offset, length, crc32))
+            self._left -= length
+            complete = not self._left
+        if complete:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.planned.seal is not None:
+            whole = {p.name: self._checksum(p.name) for p in self.planned.placements}
+            for offset, data in self.planned.seal(whole):
+                self.written.write(offset, data)
+        self.written.close()
+
+    def _checksum(self, name: str) -> int:
+        """Return the CRC-32 of a tensor from those of its pieces."""
+        whole = 0
+        for _, length, crc32 in sorted(self._checksums[name]):
+            whole = combine_crc32(whole, crc32, length)
+        return whole
+
+
+def _jobs(
+    plan: Plan, folder: Path, begun: list[_FileInProgress], *, durable: bool
+) -> Iterator[Job[memoryview]]:
+    """Yield one job for every piece of every tensor, opening the files as they are reached."""
+    for planned in plan.files:
+        written = WrittenFile(folder / planned.name, planned.size, subject=plan.target, durable=durable)
+        file = _FileInProgress(planned, written)
+        begun.append(file)
+        file.begin()
+        for placement in sorted(planned.placements, key=_reading_order):
+            count = element_count(placement.tensor)
+            step = _PIECE_BYTES // placement.tensor.dtype.itemsize
+            for start in range(0, count, step):
+                yield partial(_write_piece, file, placement, start, min(count, start + step))
+
+
+def _reading_order(placement: Placement) -> tuple[str, int]:
+    """Return where a tensor's bytes lie in the source."""
+    places = placement.tensor.places
+    return (str(places[0].file.path), places[0].offset) if places else ("", 0)
+
+
+def _write_piece(
+    file: _FileInProgress, placement: Placement, start: int, stop: int, scratch: memoryview
+) -> Iterator[int]:
+    """Write elements `start` to `stop` of a tensor to their place."""
+    size = placement.tensor.dtype.itemsize
+    begin = offset = placement.start + start * size
+    crc32 = 0
+    # The kernel copies without telling a checksum, so the bytes of a sealed file must be seen.
+    sealed = file.planned.seal is not None
+    runs = None if sealed else placement.tensor.runs(start, stop)
+    if runs is not None:
+        for run in runs:
+            yield from file.written.copy(run, offset, scratch)
+            offset += run.length
+    else:
+        for first in range(start, stop, len(scratch) // size):
+            last = min(stop, first + len(scratch) // size)
+            block = scratch[: (last - first) * size]
+            placement.tensor.read(first, last, block)
+            if sealed:
+                crc32 = zlib.crc32(block, crc32)
+            file.written.write(offset, block)
+            offset += len(block)
+            yield len(block)
+    file.account(placement.name, begin, offset - begin, crc32 if sealed else None)
+
+
+def _sources(plan: Plan) -> set[InputFile]:
+    """Return every file that tensors of the plan are read from."""
+    return {
+        place.file
+        for planned in plan.files
+        for placement in planned.placements
+        for place in placement.tensor.places
+    }

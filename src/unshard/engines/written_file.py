@@ -1,0 +1,126 @@
+"""One output file while it is written, by any number of workers at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from unshard.storage.files import InputFile
+from unshard.storage.output_errors import output_errors
+from unshard.tensors import Run
+
+# One request to the kernel: long enough to cost nothing, short enough to share and to interrupt.
+_COPY_BYTES = 8 << 20
+
+# To wait for the disk now and then, while others go on writing, hides most of the wait: otherwise
+# the disk is idle until the end. Doing so more often commits the file system's journal too often.
+_SYNC_EVERY_BYTES = 256 << 20
+
+# macOS has neither of these.
+_kernel_copy: Callable[..., int] | None = getattr(os, "copy_file_range", None)
+_sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+
+class WrittenFile:
+    """A new file of known size, filled at any offset in any order."""
+
+    def __init__(self, path: Path, size: int, *, subject: Path, durable: bool) -> None:
+        """Create the file.
+
+        Args:
+            path: Where it lies for now.
+            size: Its final size in bytes.
+            subject: What errors call it: the output that the user knows of.
+            durable: Whether `close` waits until the disk has all of it.
+
+        Raises:
+            OutputError: The system does not let us.
+        """
+        self._subject = subject
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._unsynced = 0
+        self._not_by_kernel: set[InputFile] = set()
+        with output_errors(subject):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._number, size)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put `data` at `offset`.
+
+        Raises:
+            OutputError: The disk is full, or the system refuses for another reason.
+        """
+        left = memoryview(data)
+        with output_errors(self._subject):
+            while left:
+                count = os.pwrite(self._number, left, offset)
+                left, offset = left[count:], offset + count
+            self._sync_now_and_then(len(data))
+
+    def copy(self, run: Run, offset: int, scratch: memoryview) -> Iterator[int]:
+        """Put the bytes of `run` at `offset`, and yield how many are done, every few MiB.
+
+        The kernel copies where it can. Where it cannot (another file system, not Linux) or fails,
+        the bytes pass through `scratch`: only there it is certain which of the two files is at fault.
+
+        Raises:
+            DamagedFileError: The source is shorter than it should be, or has changed.
+            OutputError: The disk is full, or the system refuses for another reason.
+        """
+        done = 0
+        while done < run.length:
+            length = min(run.length - done, _COPY_BYTES)
+            count = self._copy_in_kernel(run.file, run.offset + done, offset + done, length)
+            if not count:
+                count = min(length, len(scratch))
+                run.file.read_into(run.offset + done, scratch[:count])
+                self.write(offset + done, scratch[:count])
+            done += count
+            yield count
+
+    def _copy_in_kernel(self, source: InputFile, start: int, offset: int, length: int) -> int:
+        """Return how many bytes the kernel has copied: none where it cannot."""
+        if _kernel_copy is None or source in self._not_by_kernel:
+            return 0
+        held = source.open()
+        try:
+            count = _kernel_copy(held.fileno(), self._number, length, start, offset)
+        except OSError:
+            count = 0
+        if not count:
+            self._not_by_kernel.add(source)
+            return 0
+        with output_errors(self._subject):
+            self._sync_now_and_then(count)
+        return count
+
+    def _sync_now_and_then(self, count: int) -> None:
+        """Wait for the disk if enough has been written since the last time."""
+        with self._lock:
+            self._unsynced += count
+            due = self._durable and self._unsynced >= _SYNC_EVERY_BYTES
+            if due:
+                self._unsynced = 0
+        if due:
+            _sync_data(self._number)
+
+    def close(self) -> None:
+        """Close the file, after the disk has it if it is to be durable.
+
+        Raises:
+            OutputError: The disk says only now that it could not write everything.
+        """
+        with output_errors(self._subject):
+            if self._durable:
+                os.fsync(self._number)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is, if it is still open."""
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)

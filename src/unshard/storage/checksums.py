@@ -1,0 +1,43 @@
+"""CRC-32 of a whole from the CRC-32 of its parts, so that parts can be read by different workers.
+
+Appending `n` bytes multiplies the checksum of what came before by x^(8n), in the field of
+polynomials modulo the one that CRC-32 is defined by.
+
+Source:
+    ISO 3309 / ITU-T V.42 (the polynomial, bits reflected); zlib's `crc32_combine` (the idea).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+_POLYNOMIAL = 0xEDB88320
+_ONE = 0x80000000  # reflected: the highest bit is x^0
+
+
+def combine_crc32(first: int, second: int, second_length: int) -> int:
+    """Return the CRC-32 of two stretches of bytes, one after the other, from their own CRC-32s."""
+    return _product(first, _power_of_x(8 * second_length)) ^ second
+
+
+@lru_cache(maxsize=64)  # blocks are nearly always of the same length
+def _power_of_x(exponent: int) -> int:
+    """Return x^exponent modulo the polynomial."""
+    result, square = _ONE, _ONE >> 1
+    while exponent:
+        if exponent & 1:
+            result = _product(result, square)
+        square = _product(square, square)
+        exponent >>= 1
+    return result
+
+
+def _product(a: int, b: int) -> int:
+    """Return a * b modulo the polynomial."""
+    result = 0
+    while a:
+        if a & _ONE:
+            result ^= b
+        a = a << 1 & 0xFFFFFFFF
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return result
