@@ -54,9 +54,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, *, seed: int = 7) -> Any:
     """Return a model whose every weight is random, in eval mode."""
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = FAMILIES[family]()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -118,4 +118,4 @@ def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Return whether two tensors are equal bit for bit."""
     raw = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(*raw)
+    return bool(a.shape == b.shape and a.dtype == b.dtype and torch.equal(*raw))

@@ -234,7 +234,7 @@ def test_an_architecture_that_transformers_lacks_is_refused(tmp_path: Path) -> N
 
 def test_a_model_type_that_transformers_lacks_is_refused(tmp_path: Path) -> None:
     folder = _with_config(write_folder(tiny_model("llama"), tmp_path), model_type="never-heard-of")
-    with pytest.raises(InferenceError, match="not a configuration that transformers .* can use"):
+    with pytest.raises(InferenceError, match=r"not a configuration that transformers .* can use"):
         load_folder(folder)
 
 
