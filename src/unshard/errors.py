@@ -30,7 +30,9 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 
 def printable(text: str) -> str:
@@ -126,8 +128,40 @@ class BaseModelError(UnshardError):
     """The base model is missing, unreadable, or not the one the tensors belong to."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One tensor that keeps a checkpoint from being a model.
+
+    Attributes:
+        kind: `missing`, `unexpected`, `shape`, `dtype`, or `value`.
+        name: The tensor's name in the model, or in the checkpoint where the model has none for it.
+        saw: What the checkpoint has.
+        expected: What the model needs.
+    """
+
+    kind: Literal["missing", "unexpected", "shape", "dtype", "value"]
+    name: str
+    saw: str | None = None
+    expected: str | None = None
+
+
 class MatchError(UnshardError):
-    """The tensors of the checkpoint are not the tensors the model needs."""
+    """The tensors of the checkpoint are not the tensors the model needs.
+
+    Attributes:
+        mismatches: Every tensor that is wrong; the sentence shows the first of each kind.
+    """
+
+    def __init__(
+        self,
+        subject: object,
+        problem: str,
+        *,
+        mismatches: Sequence[Mismatch] = (),
+        hint: str | None = None,
+    ) -> None:
+        self.mismatches = tuple(mismatches)
+        super().__init__(subject, problem, hint=hint)
 
 
 class OutputError(UnshardError):

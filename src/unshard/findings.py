@@ -65,6 +65,7 @@ RULES: dict[str, Rule] = {
     "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),
     "U204": Rule(_WARNING, "The names could not be checked against the model"),
     "U205": Rule(_INFO, "One of several models was selected"),
+    "U206": Rule(_INFO, "Tensors of the base that its model class does not load are absent"),
     "U301": Rule(_INFO, "A tied duplicate was dropped: the two tensors are equal bit for bit"),
     "U302": Rule(_WARNING, "The tied weights have diverged: both are written, and the tie is off"),
     "U401": Rule(_INFO, "Tensors are cast"),
@@ -79,12 +80,17 @@ RULES: dict[str, Rule] = {
     "U603": Rule(_INFO, "The base was found without being named"),
     "U604": Rule(_INFO, "The base named by the training parameters was not used"),
     "U605": Rule(_WARNING, "Files of code belong to the model and were copied, not run"),
+    "U606": Rule(_INFO, "A hint to the base leads nowhere"),
+    "U607": Rule(_WARNING, "The configuration needs code that was not copied"),
+    "U608": Rule(_WARNING, "Links that lead out of the folder were not followed"),
+    "U609": Rule(_INFO, "The checkpoint's own tokenizer was taken, not the base's"),
     "U701": Rule(_WARNING, "Verification was switched off"),
     "U702": Rule(_INFO, "The forward pass was not tried"),
     "U703": Rule(_ERROR, "Bytes differ from the source"),
     "U704": Rule(_ERROR, "The structure differs from what the model needs"),
     "U705": Rule(_ERROR, "The forward pass shows a broken model"),
     "U706": Rule(_WARNING, "The loss is far from the base's"),
+    "U707": Rule(_WARNING, "The configuration names another dtype than the tensors have"),
 }
 
 

@@ -1,5 +1,21 @@
 """From what lies on disk to what the model needs: names, ties, dtypes, vocabulary.
 
-`match_model` is pure. It never guesses: what needs tensor bytes to decide it asks as `Question`s,
-which one bounded reader answers (`answer_questions`).
+`match_model` is pure. It never guesses: what needs tensor bytes to decide it asks as questions, which
+one bounded reader answers (`answer_questions`).
 """
+
+from unshard.match.matching import match_model
+from unshard.match.model import Decision, Model
+from unshard.match.outline import questions_for
+from unshard.match.questions import Answer, Answers, Question, answer_questions
+
+__all__ = [
+    "Answer",
+    "Answers",
+    "Decision",
+    "Model",
+    "Question",
+    "answer_questions",
+    "match_model",
+    "questions_for",
+]

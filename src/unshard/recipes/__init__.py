@@ -1,1 +1,1 @@
-"""Names as data: wrappers, tied pairs, tensors a model computes itself."""
+"""What is known about names: wrappers, ties, tensors a model computes itself. Data, and what reads it."""

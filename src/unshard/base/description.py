@@ -1,8 +1,4 @@
-"""The base: the model training started from, which knows what a checkpoint does not.
-
-It gives the configuration, the tokenizer, and — from the headers of its own weights — the names,
-shapes and dtypes the result must have. Its weights are never copied.
-"""
+"""What a base is, as data."""
 
 from __future__ import annotations
 
@@ -15,10 +11,17 @@ from unshard.dtypes import DType
 
 @dataclass(frozen=True, slots=True)
 class ExpectedTensor:
-    """What the model needs under one name."""
+    """What the model needs under one name.
 
-    shape: tuple[int, ...]
-    dtype: DType
+    Attributes:
+        shape: Its shape, or None where only the name is known.
+        dtype: Its dtype, or None where only the name is known.
+        is_buffer: Whether it is a buffer, which no dtype policy touches.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: DType | None
+    is_buffer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,12 @@ class Base:
         config: The same, parsed.
         expected: What the model needs, by name, or None where neither the base's weights nor the
             model class could tell.
-        expected_from: Where `expected` comes from: "safetensors headers", "model class".
+        expected_from: Where `expected` comes from, in words fit for a message.
+        ties: Names that repeat another tensor of the model class, and that tensor; empty where the
+            model class was not asked.
         side_files: Every file that belongs to a model folder besides the weights and config.json,
-            by name relative to the folder.
+            by name relative to the folder. Those of the tokenizer are the checkpoint's own where it
+            has them.
         found_implicitly: Whether it was found without being named by the user.
     """
 
@@ -46,5 +52,6 @@ class Base:
     config: Mapping[str, object]
     expected: Mapping[str, ExpectedTensor] | None
     expected_from: str | None
+    ties: Mapping[str, str] = field(default_factory=dict)
     side_files: Mapping[str, Path] = field(default_factory=dict)
     found_implicitly: bool = False

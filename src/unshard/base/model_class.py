@@ -1,0 +1,139 @@
+"""What a model needs, told by its class in transformers, built without weights (extra `hf`).
+
+Source:
+    transformers 5.23: `PreTrainedModel.all_tied_weights_keys`,
+    `core_model_loading.revert_weight_conversion` (from the names of memory to those of published files),
+    `_keep_in_fp32_modules`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from unshard.base.configuration import lookup
+from unshard.base.description import ExpectedTensor
+from unshard.base.expectation import Expectation
+from unshard.dtypes import DTYPES, DType
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+# Keys that make transformers fetch other code, or build quantised layers; the dtype is given apart.
+_UNWANTED_KEYS = frozenset(
+    (
+        "auto_map",
+        "trust_remote_code",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "quantization_config",
+        "dtype",
+        "torch_dtype",
+    )
+)
+
+
+def expected_from_class(config: Mapping[str, object]) -> Expectation | None:
+    """Return what the class named by a configuration needs, or None where it cannot be asked.
+
+    It cannot where transformers is not installed, does not know the class, or cannot build it from
+    this configuration. Code that comes with a model is never run.
+
+    Memory:
+        No tensor is allocated; importing torch and transformers takes some 350 MB.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return None
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        return None
+    with _quietly():
+        try:
+            model_class: Any = getattr(transformers, names[0].removeprefix("FSDP"))
+            settings = transformers.AutoConfig.for_model(**_plain(config))
+            with torch.device("meta"):
+                model = model_class._from_config(settings, dtype=_dtype(config))
+            return _describe(
+                model, f"the class {model_class.__name__} of transformers {transformers.__version__}"
+            )
+        except Exception:  # noqa: BLE001 a class of another version fails in any way it likes
+            return None
+
+
+def _plain(config: Mapping[str, object]) -> dict[str, Any]:
+    """Return a configuration without what would make transformers do more than build a class."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _UNWANTED_KEYS
+    }
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what transformers has to say about a configuration from the person who did not ask."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _dtype(config: Mapping[str, object]) -> torch.dtype:
+    """Return the dtype that a configuration names; float32 where it names none."""
+    import torch
+
+    dtype = getattr(torch, str(lookup(config, "dtype")).removeprefix("torch."), None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
+def _describe(model: PreTrainedModel, origin: str) -> Expectation:
+    """Return what a model on the meta device needs, under the names of published files."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = dict(model.state_dict())
+    for pattern in model._keys_to_ignore_on_save or ():
+        state.pop(pattern, None)
+    tied = {alias: kept for alias, kept in model.all_tied_weights_keys.items() if alias in state}
+    buffers = {name for name, _ in model.named_buffers()}
+    published = revert_weight_conversion(model, {k: v for k, v in state.items() if k not in tied})
+    tensors = {
+        name: ExpectedTensor(tuple(tensor.shape), _published_dtype(model, name, tensor), name in buffers)
+        for name, tensor in published.items()
+    }
+    ties = {
+        _published_name(model, alias, state[alias]): _published_name(model, kept, state[alias])
+        for alias, kept in tied.items()
+    }
+    return Expectation(tensors, origin, ties)
+
+
+def _published_name(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> str:
+    """Return the name that a single tensor has in published files."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return str(next(iter(revert_weight_conversion(model, {name: tensor}))))
+
+
+def _published_dtype(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> DType:
+    """Return a tensor's dtype, float32 for the modules that a class keeps so."""
+    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    if dtype.name == "float16":
+        kept |= set(model._keep_in_fp32_modules or ())
+    if dtype.kind == "float" and any(re.search(rf"(^|\.){re.escape(part)}(\.|$)", name) for part in kept):
+        return DTYPES["float32"]
+    return dtype

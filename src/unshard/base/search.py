@@ -1,0 +1,210 @@
+"""Finding the base: named by the user, or in and beside the checkpoint.
+
+In this order: what the user named (`--base`), which always wins; the checkpoint's own folder and those
+above it, up to the run; the hints its reader found, such as `model_name` in train_params.yaml. A hint
+that leads nowhere is told, and is an error only where the user gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from unshard.base.configuration import all_levels, read_config
+from unshard.base.description import Base
+from unshard.base.expectation import Expectation, expected_from_weights
+from unshard.base.locating import locate_base
+from unshard.base.side_files import (
+    code_files_of,
+    makes_tokenizer,
+    outside_links,
+    side_files_of,
+    with_own_tokenizer,
+)
+from unshard.checkpoint import BaseHint, Checkpoint
+from unshard.errors import BaseModelError
+from unshard.findings import Finding, finding
+
+_CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
+
+
+def find_base(
+    checkpoint: Checkpoint, *, reference: str | None, download: bool, model_class: bool = True
+) -> tuple[Base | None, tuple[Finding, ...]]:
+    """Return the base of a checkpoint, or None where there is none, and what a person should know.
+
+    Args:
+        checkpoint: What training left.
+        reference: What the user named: a folder, or a model on the hub; None to look for it.
+        download: Whether files of a model on the hub may be fetched.
+        model_class: Whether transformers may be asked what the model needs, where the base's own
+            weights do not tell; importing it takes seconds.
+
+    Raises:
+        BaseModelError: The base that the user named is missing or unreadable, or the one that was
+            found is damaged.
+    """
+    findings: list[Finding] = []
+    if reference is not None:
+        folder = locate_base(reference, download=download)
+        base: Base | None = _read_base(folder, reference, "--base")
+        findings += _unused_hints(checkpoint, folder, reference)
+    else:
+        base, findings = _look_around(checkpoint, download=download)
+    if base is None:
+        return None, tuple(findings)
+    base, more = _with_side_files(base, checkpoint, download=download)
+    return _with_expectation(base, checkpoint, model_class=model_class), (*findings, *more)
+
+
+def _read_base(folder: Path, reference: str, origin: str, *, implicit: bool = False) -> Base:
+    content, config = read_config(folder / "config.json")
+    return Base(folder, reference, origin, content, config, None, None, found_implicitly=implicit)
+
+
+def _look_around(checkpoint: Checkpoint, *, download: bool) -> tuple[Base | None, list[Finding]]:
+    """Return the first base that lies in or beside the checkpoint, or that a hint leads to."""
+    findings: list[Finding] = []
+    for folder in _folders_above(checkpoint):
+        if (folder / "config.json").is_file():
+            where = "beside the tensors" if folder == _folder_of(checkpoint) else "above the checkpoint"
+            base = _read_base(folder, str(folder), f"config.json {where}", implicit=True)
+            return base, [_told(base)]
+    for hint in checkpoint.base_hints:
+        try:
+            folder = locate_base(hint.reference, download=download)
+            base = _read_base(folder, hint.reference, hint.origin, implicit=True)
+        except BaseModelError as error:
+            findings.append(_leads_nowhere(hint, error))
+            continue
+        return base, [*findings, _told(base)]
+    return None, findings
+
+
+def _folder_of(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+
+
+def _folders_above(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yield the folder of the tensors, then those above it up to the run's."""
+    folder = _folder_of(checkpoint)
+    yield folder
+    if checkpoint.root in folder.parents:
+        yield from folder.parents[: folder.parents.index(checkpoint.root) + 1]
+
+
+def _told(base: Base) -> Finding:
+    return finding(
+        "U603",
+        subject=base.reference,
+        saw=f"found by {base.origin}",
+        remedy="Name another one with --base if this is not the model that training started from.",
+    )
+
+
+def _leads_nowhere(hint: BaseHint, error: BaseModelError) -> Finding:
+    return finding(
+        "U606",
+        subject=hint.reference,
+        saw=f"named by {hint.origin}: {error.message}",
+        remedy=error.hint or "Name the base with --base.",
+    )
+
+
+def _unused_hints(checkpoint: Checkpoint, folder: Path, reference: str) -> list[Finding]:
+    """Tell of every model the checkpoint names that is not the one the user named."""
+    return [
+        finding(
+            "U604",
+            subject=hint.reference,
+            saw=f"named by {hint.origin}",
+            expected=f"{reference}, which --base names",
+        )
+        for hint in checkpoint.base_hints
+        if hint.reference != reference and Path(hint.reference).expanduser().resolve() != folder.resolve()
+    ]
+
+
+def _with_side_files(base: Base, checkpoint: Checkpoint, *, download: bool) -> tuple[Base, list[Finding]]:
+    """Return the base with every small file of the result, and what is told about them."""
+    files, findings = side_files_of(base.path), list[Finding]()
+    if base.found_implicitly:
+        files = _without_links(files, findings)
+    if base.found_implicitly or not makes_tokenizer(files):
+        # Training takes the tokenizer that `tokenizer_name` names, whatever lies beside the model.
+        files = with_own_tokenizer(files, _other_tokenizer(base, checkpoint, findings, download=download))
+    files = with_own_tokenizer(files, _own_tokenizer(base, checkpoint, findings))
+    code = code_files_of(base.path)
+    if any(key in level for _, level in all_levels(base.config) for key in _CODE_KEYS):
+        findings.append(_code_told(base, code))
+        files |= {} if base.found_implicitly else code
+    return replace(base, side_files=dict(sorted(files.items()))), findings
+
+
+def _other_tokenizer(
+    base: Base, checkpoint: Checkpoint, findings: list[Finding], *, download: bool
+) -> dict[str, Path]:
+    """Return the files of the tokenizer that the training parameters name, if they name another."""
+    name = checkpoint.training.get("tokenizer_name") if checkpoint.training else None
+    if name is None or name == base.reference:
+        return {}
+    hint = BaseHint(name, "tokenizer_name in the training parameters")
+    folder = Path(name).expanduser()
+    try:
+        folder = folder if folder.is_dir() else locate_base(name, download=download)
+    except BaseModelError as error:
+        findings.append(_leads_nowhere(hint, error))
+        return {}
+    findings.append(finding("U603", subject=name, saw=f"found by {hint.origin}; only its tokenizer is used"))
+    return _without_links(side_files_of(folder), findings)
+
+
+def _own_tokenizer(base: Base, checkpoint: Checkpoint, findings: list[Finding]) -> dict[str, Path]:
+    """Return the small files beside the tensors, whose tokenizer goes before the base's."""
+    own = _without_links(checkpoint.side_files, findings)
+    if makes_tokenizer(own) and base.path.resolve() != _folder_of(checkpoint).resolve():
+        findings.append(finding("U609", subject=base.reference, saw="training saved one beside the tensors"))
+    return own
+
+
+def _without_links(files: Mapping[str, Path], findings: list[Finding]) -> dict[str, Path]:
+    """Return the files of a folder that nobody named, without links out of it; tell of those."""
+    outside = outside_links(files)
+    if outside:
+        told = finding(
+            "U608",
+            subject=", ".join(sorted(outside)),
+            saw=f"links out of {files[outside[0]].parent.name}",
+            expected="files of the folder itself, or links into the blobs of a hub cache",
+            remedy="Replace the links by the files if they are meant to be in the result.",
+        )
+        if told not in findings:
+            findings.append(told)
+    return {name: path for name, path in files.items() if name not in outside}
+
+
+def _code_told(base: Base, code: dict[str, Path]) -> Finding:
+    names = ", ".join(code) or "code that is not in the folder"
+    if base.found_implicitly:
+        return finding(
+            "U607",
+            subject="config.json",
+            saw=f"needs {names}, found in a folder that was not named by you",
+            remedy="Read the code; then name the folder with --base to have it copied.",
+        )
+    return finding("U605", subject="config.json", saw=f"needs {names}", remedy="Read it before you run it.")
+
+
+def _with_expectation(base: Base, checkpoint: Checkpoint, *, model_class: bool) -> Base:
+    """Return the base with what its weights or its class tell of the result."""
+    own = {file.path.resolve() for file in checkpoint.files}
+    from_weights = expected_from_weights(base.path, apart_from=own)
+    chosen: Expectation | None = from_weights
+    if model_class and (from_weights is None or not from_weights.is_complete):
+        from unshard.base.model_class import expected_from_class
+
+        chosen = expected_from_class(base.config) or from_weights
+    if chosen is None:
+        return base
+    return replace(base, expected=chosen.tensors, expected_from=chosen.origin, ties=chosen.ties)

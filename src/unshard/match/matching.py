@@ -1,0 +1,193 @@
+"""From a checkpoint, a base and a few answers to a complete model — or one error that names all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from unshard.base import Base
+from unshard.checkpoint import Checkpoint
+from unshard.findings import Finding, finding
+from unshard.match.config_edits import (
+    architecture_edits,
+    cache_edits,
+    check_edits,
+    dtype_edits,
+    quantisation_edits,
+    tie_edits,
+)
+from unshard.match.draft import Draft, new_draft
+from unshard.match.dtype_policy import check_training_precision, dtype_of, main_dtype, require_policy
+from unshard.match.fit import check_fit, fit_error, require_plain
+from unshard.match.model import Decision, Model
+from unshard.match.outline import outline_of
+from unshard.match.questions import Answers
+from unshard.match.tokens import count_tokens
+from unshard.match.vocabulary import vocabulary_edits
+from unshard.recipes.leftovers import quantisation_kind
+from unshard.recipes.ties import has_row_per_token
+from unshard.tensors import CastTensor, Tensor
+
+
+def match_model(checkpoint: Checkpoint, base: Base | None, *, dtype: str, answers: Answers) -> Model:
+    """Return the model that a checkpoint holds, complete, named and typed as its base says.
+
+    Args:
+        checkpoint: What lies on disk.
+        base: The model training started from, or None.
+        dtype: `base`, `keep`, or the dtype of all floating parameters.
+        answers: The answers to `questions_for` of the same checkpoint and base.
+
+    Raises:
+        MatchError: Tensors are missing, unexpected, of other shapes, or contradict the configuration;
+            all of them are named.
+        AmbiguousModelError: The checkpoint holds several models.
+        UnsupportedLayoutError: It holds adapters, or quantised weights that would have to be cast.
+        OptionError: `dtype` means nothing.
+    """
+    require_policy(dtype)
+    outline = outline_of(checkpoint, base)
+    require_plain(outline, policy=dtype)
+    draft = new_draft(outline, answers)
+    tokens = None if base is None else count_tokens(base.side_files)
+    check_fit(draft, policy=dtype, tokens=tokens)
+    if draft.mismatches:
+        raise fit_error(draft)
+    tensors = _typed(draft, dtype)
+    edits = {} if base is None else _config_edits(draft, base, tensors)
+    findings = (
+        *_check_names(draft),
+        *draft.findings,
+        *_check_vocabulary(draft, tokens, tensors),
+        *_check_casts(draft, tensors),
+        *check_training_precision(checkpoint.training, checkpoint.tensors),
+        *([] if base is None else check_edits(base.config, edits)),
+    )
+    sources = {target: draft.kept[target] for target in tensors}
+    return Model(tensors, sources, tuple(_decisions(draft, tensors)), edits, findings)
+
+
+def _typed(draft: Draft, policy: str) -> dict[str, Tensor]:
+    """Return the tensors of the result in the checkpoint's order, casts included."""
+    outline = draft.outline
+    targets = {source: target for target, source in draft.kept.items()}
+    tensors: dict[str, Tensor] = {}
+    for source, tensor in outline.checkpoint.tensors.items():
+        if source in targets:
+            name = targets[source]
+            dtype = dtype_of(name, tensor, policy=policy, base=outline.base, needs=outline.needs)
+            tensors[name] = tensor if dtype == tensor.dtype else CastTensor(tensor, dtype)
+    return tensors
+
+
+def _config_edits(draft: Draft, base: Base, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """Return everything in config.json that the tensors prove wrong."""
+    config = base.config
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return {
+        **architecture_edits(config),
+        **dtype_edits(config, main_dtype(tensors)),
+        **vocabulary_edits(shapes, config, draft.resize),
+        **tie_edits(config, tied=draft.tied, diverged=draft.diverged),
+        **cache_edits(config),
+        **quantisation_edits(config, plain=not any(map(quantisation_kind, tensors))),
+    }
+
+
+def _decisions(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Decision]:
+    """Yield what happens to every tensor of the checkpoint, and why."""
+    targets = {source: target for target, source in draft.kept.items()}
+    for source in draft.outline.checkpoint.tensors:
+        if source in draft.dropped:
+            yield Decision(source, None, draft.dropped[source])
+            continue
+        tensor = tensors[targets[source]]
+        reasons = ["renamed"] if targets[source] != source else []
+        if isinstance(tensor, CastTensor):
+            reasons.append(f"cast from {tensor.source.dtype} to {tensor.dtype}")
+        yield Decision(source, targets[source], ", ".join(reasons))
+
+
+def _check_names(draft: Draft) -> Iterator[Finding]:
+    """Yield what was done to the names, and whether that could be checked."""
+    outline, naming = draft.outline, draft.outline.naming
+    total = len(naming.names)
+    if naming.removed:
+        counts = ", ".join(
+            f"`{segment}` in {count} of {total} names" for segment, count in naming.removed.items()
+        )
+        yield finding("U201", subject=", ".join(naming.removed), saw=counts)
+    if naming.prefix or naming.added:
+        what = [
+            *([f"`{naming.prefix}` at the front of all {total} names was removed"] if naming.prefix else []),
+            *([f"`{naming.added}` was added to all {total} names"] if naming.added else []),
+        ]
+        yield finding(
+            "U201", subject=naming.prefix or naming.added, saw=", ".join(what), expected=_proof(draft)
+        )
+    if naming.renaming:
+        yield finding("U201", subject="names in memory", saw=naming.renaming, expected=_proof(draft))
+    if outline.needs is None:
+        yield _unchecked(outline.base, total)
+        return
+    absent = [name for name in outline.needs.not_loaded if name not in draft.kept]
+    if absent:
+        yield finding(
+            "U206",
+            subject=min(absent) + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
+            saw=f"{len(absent)} tensors that predict further tokens",
+            remedy="They only speed up engines that use them, and are in the base.",
+        )
+    unknown = sum(tensor.shape is None for tensor in outline.needs.expected.values())
+    if unknown:
+        yield finding(
+            "U204",
+            subject=outline.checkpoint.path.name,
+            saw=f"the shapes of {unknown} of {len(outline.needs.expected)} tensors are not known",
+            remedy="Download the base's weights, or install unshard[hf].",
+        )
+
+
+def _proof(draft: Draft) -> str:
+    """Return what proves a renaming right."""
+    base = draft.outline.base
+    return f"exactly the names that the base has ({base.expected_from})" if base is not None else ""
+
+
+def _unchecked(base: Base | None, total: int) -> Finding:
+    if base is None:
+        saw, remedy = "there is no base", "Name the model that training started from with --base."
+    else:
+        saw = f"`{base.reference}` has no weights here, and its class could not be asked"
+        remedy = 'Download its weights, or pip install "unshard[hf]".'
+    return finding("U204", subject=f"{total} tensors", saw=saw, remedy=remedy)
+
+
+def _check_vocabulary(draft: Draft, tokens: int | None, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Yield what became of the vocabulary, and whether the tokenizer fits it."""
+    rows = [tensor.shape[0] for name, tensor in tensors.items() if has_row_per_token(name) and tensor.shape]
+    if draft.resize is not None:
+        yield finding(
+            "U502",
+            subject=", ".join(draft.resize.names),
+            saw=f"{draft.resize.rows} rows",
+            expected=f"{draft.resize.base_rows}, as the base has",
+            remedy="The tokenizer must be the one that training used, with the tokens it added.",
+        )
+    if rows and tokens is not None and tokens > min(rows):
+        yield finding(
+            "U503",
+            subject="tokenizer",
+            saw=f"{tokens} tokens, and {min(rows)} rows",
+            expected=f"at most {min(rows)} tokens",
+            remedy="Text with the tokens beyond the last row cannot be read; give the tokenizer of training.",
+        )
+
+
+def _check_casts(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Yield one finding for every pair of dtypes between which tensors are cast."""
+    casts: dict[tuple[str, str], list[str]] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, CastTensor):
+            casts.setdefault((str(tensor.source.dtype), str(tensor.dtype)), []).append(name)
+    for (old, new), names in casts.items():
+        yield finding("U401", subject=f"{len(names)} of {len(tensors)} tensors", saw=f"{old} becomes {new}")

@@ -1,0 +1,168 @@
+"""From the names in a checkpoint to the names the model needs: by proof, never by guess.
+
+A way of renaming is tried only to an exact match: no two names become one, nothing the model needs is
+missing, and what is left over is explained (a tied duplicate, a tensor the model computes, state of
+training). The ways, in the order they are tried: as they are; without wrapper segments; without
+`module`; those with a prefix removed or added, or with the names one family has in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from unshard.match.needs import Account, Needs, Shape, account
+from unshard.recipes.renamings import renamings
+from unshard.recipes.wrappers import AMBIGUOUS_WRAPPERS, WRAPPERS, without_segments
+
+_DEEPEST_PREFIX = 4
+_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """New names for the tensors of a checkpoint.
+
+    Attributes:
+        names: The new name of every tensor.
+        removed: Wrapper segments that were removed, and from how many names.
+        prefix: What was removed from the front of every name, with its dot.
+        added: What was added at the front of every name.
+        renaming: The title of the renaming that was applied.
+    """
+
+    names: Mapping[str, str]
+    removed: Mapping[str, int]
+    prefix: str = ""
+    added: str = ""
+    renaming: str = ""
+
+    @property
+    def has_collisions(self) -> bool:
+        """Whether two tensors would have one name."""
+        return len(set(self.names.values())) < len(self.names)
+
+
+def find_naming(shapes: Mapping[str, Shape], needs: Needs) -> tuple[Naming, Account]:
+    """Return the naming that gives exactly what the model needs, or else the one that comes nearest."""
+    best: tuple[Naming, Account] | None = None
+    for naming in _candidates(shapes, needs):
+        if naming.has_collisions:
+            continue
+        found = account(needs, {naming.names[name]: shape for name, shape in shapes.items()})
+        if found.is_exact:
+            return naming, found
+        if best is None or found.matched > best[1].matched:
+            best = naming, found
+    assert best is not None  # the names as they are never collide
+    return best
+
+
+def naming_without_base(shapes: Mapping[str, Shape]) -> Naming:
+    """Return the naming that is safe where nothing tells which names the model needs.
+
+    Segments that no model has are removed, unless two tensors would then have one name; `module` is
+    removed only where every name begins with it.
+    """
+    plain = _without(shapes, WRAPPERS)
+    naming = _identity(shapes) if plain.has_collisions else plain
+    if naming.names and all(name.startswith("module.") for name in naming.names.values()):
+        return _renamed(naming, lambda name: name.removeprefix("module."), prefix="module.")
+    return naming
+
+
+def model_prefixes(shapes: Mapping[str, Shape], needs: Needs) -> list[str]:
+    """Return the prefixes below which a whole model lies, where something else lies beside it."""
+    stem = _without(shapes, WRAPPERS)
+    stem = _identity(shapes) if stem.has_collisions else stem
+    found = []
+    for prefix in _prefixes(stem.names.values()):
+        part = {
+            name.removeprefix(prefix): shapes[source]
+            for source, name in stem.names.items()
+            if name.startswith(prefix)
+        }
+        if len(part) < len(shapes) and account(needs, part).is_exact:
+            found.append(prefix)
+    return found
+
+
+def _candidates(shapes: Mapping[str, Shape], needs: Needs) -> Iterator[Naming]:
+    """Yield the ways of renaming, the simplest first."""
+    stems = [_identity(shapes)]
+    for segments in (WRAPPERS, [*WRAPPERS, *AMBIGUOUS_WRAPPERS]):
+        stem = _without(shapes, segments)
+        if stem.removed:
+            stems.append(stem)
+    yield from stems
+    for stem in stems:
+        yield from _with_other_prefixes(stem, needs)
+    for stem in stems:
+        for renaming in renamings():
+            if _is_plausible(stem, renaming.apply, needs):
+                yield _renamed(stem, renaming.apply, renaming=renaming.title)
+
+
+def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
+    """Yield the stem with a prefix that all names share removed, and one that the model has added."""
+    names = list(stem.names.values())
+    ours = [prefix for prefix in _prefixes(names) if all(name.startswith(prefix) for name in names)]
+    theirs = _prefixes(needs.required)
+    for prefix, added in [*((p, "") for p in ours), *((p, a) for p in ["", *ours] for a in theirs)]:
+        rename = _Prefixes(prefix, added)
+        if _is_plausible(stem, rename, needs):
+            yield _renamed(stem, rename, prefix=prefix, added=added)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefixes:
+    """A function that removes one prefix and adds another."""
+
+    removed: str
+    added: str
+
+    def __call__(self, name: str) -> str:
+        return self.added + name.removeprefix(self.removed)
+
+
+def _is_plausible(stem: Naming, rename: Callable[[str], str], needs: Needs) -> bool:
+    """Return whether the model knows most of a few names; it saves trying the others."""
+    names = list(stem.names.values())
+    sample = names[:: max(1, len(names) // _SAMPLE)]
+    return 2 * sum(rename(name) in needs.expected for name in sample) > len(sample)
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the leading parts of names, with their dots, short before long."""
+    found: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")[:-1][:_DEEPEST_PREFIX]
+        for depth in range(1, len(parts) + 1):
+            if parts[depth - 1].isdigit():
+                break
+            found[".".join(parts[:depth]) + "."] = None
+    return sorted(found, key=lambda prefix: prefix.count("."))
+
+
+def _identity(shapes: Iterable[str]) -> Naming:
+    return Naming({name: name for name in shapes}, {})
+
+
+def _without(shapes: Iterable[str], segments: Iterable[str]) -> Naming:
+    """Return the naming without wrapper segments."""
+    chosen = frozenset(segments)
+    names: dict[str, str] = {}
+    removed: dict[str, int] = {}
+    for name in shapes:
+        names[name] = without_segments(name, chosen)
+        if names[name] != name:
+            for segment in chosen.intersection(name.split(".")):
+                removed[segment] = removed.get(segment, 0) + 1
+    return Naming(names, dict(sorted(removed.items())))
+
+
+def _renamed(
+    stem: Naming, rename: Callable[[str], str], *, prefix: str = "", added: str = "", renaming: str = ""
+) -> Naming:
+    names = {source: rename(name) for source, name in stem.names.items()}
+    return Naming(names, stem.removed, prefix, added, renaming)

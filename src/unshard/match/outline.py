@@ -1,0 +1,96 @@
+"""The first half of matching: names, ties and open questions; no tensor byte is needed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unshard.base import Base
+from unshard.checkpoint import Checkpoint
+from unshard.match.frequencies import rotary_variants
+from unshard.match.names import Naming, find_naming, naming_without_base
+from unshard.match.needs import Account, Needs, Shape, needs_of
+from unshard.match.questions import EqualQuestion, Question, RecomputableQuestion
+from unshard.match.ties import Ties, find_ties
+from unshard.recipes.leftovers import is_training_only
+from unshard.recipes.recomputable import Kind, recomputable_kind
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What names, shapes and configuration tell of a checkpoint.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        base: Its base.
+        needs: What the model needs, where that is known.
+        naming: The names of its tensors in the model.
+        account: How far these give what is needed, where that is known.
+        ties: What they share.
+        training_only: Tensors that are state of training, by their names in the checkpoint.
+        recomputable: Tensors that the model may compute itself, and how.
+    """
+
+    checkpoint: Checkpoint
+    base: Base | None
+    needs: Needs | None
+    naming: Naming
+    account: Account | None
+    ties: Ties
+    training_only: frozenset[str]
+    recomputable: Mapping[str, Kind]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The name in the checkpoint of every name in the model."""
+        return {target: source for source, target in self.naming.names.items()}
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the tensors by their names in the model."""
+        tensors = self.checkpoint.tensors
+        return {target: tensors[source].shape for source, target in self.naming.names.items()}
+
+
+def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
+    """Return what names, shapes and configuration tell of a checkpoint."""
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    needs = None if base is None else needs_of(base, shapes)
+    account: Account | None = None
+    if needs is None:
+        naming = naming_without_base(shapes)
+    else:
+        naming, account = find_naming(shapes, needs)
+    training_only = frozenset(source for source, target in naming.names.items() if is_training_only(target))
+    ties = find_ties(
+        {target: shapes[source] for source, target in naming.names.items() if source not in training_only},
+        needs,
+        None if base is None else base.config,
+    )
+    known = frozenset() if needs is None else needs.expected.keys()
+    recomputable = {
+        source: kind
+        for source, target in naming.names.items()
+        if base is not None and target not in known and (kind := recomputable_kind(target, shapes[source]))
+    }
+    return Outline(checkpoint, base, needs, naming, account, ties, training_only, recomputable)
+
+
+def questions_for(checkpoint: Checkpoint, base: Base | None) -> tuple[Question, ...]:
+    """Return what must be read before `match_model` can decide: a few tensors, none of them whole models.
+
+    Args:
+        checkpoint: What lies on disk.
+        base: The base, or None.
+    """
+    outline = outline_of(checkpoint, base)
+    tensors, sources = checkpoint.tensors, outline.sources
+    questions: list[Question] = []
+    for group in outline.ties.groups:
+        first, *others = (sources[name] for name in group.present)
+        questions += [EqualQuestion((first, other), (tensors[first], tensors[other])) for other in others]
+    for source, kind in outline.recomputable.items():
+        assert base is not None
+        variants = rotary_variants(base.config, outline.naming.names[source]) if kind == "frequencies" else ()
+        questions.append(RecomputableQuestion((source,), tensors[source], kind, variants))
+    return tuple(questions)
