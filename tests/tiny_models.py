@@ -15,6 +15,7 @@ from trainers.tiny_llama import tiny_tokenizer
 from unshard.base import Base
 from unshard.dtypes import BY_TAG, DTYPES
 from unshard.match.model import Model
+from unshard.plan import SideFile
 from unshard.storage.files import InputFile
 from unshard.tensors import CastTensor, DescribedTensor, FileSource, Tensor, whole_tensor
 
@@ -52,6 +53,24 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         )
     ),
 }
+
+
+def _vision_language() -> Any:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    text = transformers.LlamaConfig(**SIZES)
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=500)
+    )
+
+
+FAMILIES["vision-language"] = _vision_language
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, *, seed: int = 7) -> Any:
@@ -95,13 +114,16 @@ def base_of(folder: Path) -> Base:
     return Base(folder, str(folder), "--base", content, json.loads(content), None, None, side_files=side)
 
 
-def as_matched(
-    tensors: Mapping[str, Tensor], *, dtype: str | None = None, edits: Mapping[str, object] | None = None
-) -> Model:
+def as_matched(tensors: Mapping[str, Tensor], *, dtype: str | None = None) -> Model:
     """Return tensors as a matched model, cast to `dtype` where one is given."""
     if dtype is not None:
         tensors = {name: CastTensor(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
-    return Model(tensors, {name: name for name in tensors}, (), edits or {}, ())
+    return Model(tensors, {name: name for name in tensors}, (), {}, ())
+
+
+def side_files_of(folder: Path) -> list[SideFile]:
+    """Return what a conversion would put beside the tensors."""
+    return [SideFile(p.name, None, p, "base") for p in folder.iterdir() if p.suffix != ".safetensors"]
 
 
 def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_models import as_matched, base_of, describe_folder, tiny_model, write_folder
+from tiny_models import as_matched, describe_folder, side_files_of, tiny_model, write_folder
 from unshard.errors import InferenceError, OptionError
 from unshard.inference.generating import Answer, generate_answer
 from unshard.inference.loading import LoadedModel, load_model
@@ -18,7 +18,9 @@ from unshard.inference.tokenizing import prompt_tokens
 def loaded(family: str, folder: Path) -> LoadedModel:
     write_folder(tiny_model(family), folder)
     matched = as_matched(describe_folder(folder))
-    return load_model(matched, base_of(folder), dtype="base", device="cpu", device_map=None)
+    return load_model(
+        matched, side_files_of(folder), name=family, dtype="base", device="cpu", device_map=None
+    )
 
 
 @pytest.fixture(scope="module")

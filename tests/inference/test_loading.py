@@ -9,27 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from tiny_models import (
     FAMILIES,
     as_matched,
-    base_of,
     describe_folder,
     logits_of,
     same_bits,
+    side_files_of,
     tiny_model,
     write_folder,
 )
 from unshard.errors import DamagedFileError, InferenceError, OptionError
-from unshard.inference.loading import LoadedModel, load_model
+from unshard.inference.loading import LoadedModel, load_model, require_tokenizer
+from unshard.plan import SideFile
 
 TOKENS = torch.tensor([[5, 17, 400, 33, 8, 514, 12]])
 
 
 def load_folder(folder: Path, tensors: Any = None, **options: Any) -> LoadedModel:
-    options = {"dtype": "base", "device": "cpu", "device_map": None, **options}
-    matched = as_matched(describe_folder(folder) if tensors is None else tensors)
-    return load_model(matched, base_of(folder), **options)
+    options = {"name": str(folder), "dtype": "base", "device": "cpu", "device_map": None, **options}
+    cast = None if options["dtype"] == "base" else options["dtype"]
+    matched = as_matched(describe_folder(folder) if tensors is None else tensors, dtype=cast)
+    return load_model(matched, side_files_of(folder), **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,23 +78,25 @@ def test_tied_weights_are_one_tensor(tmp_path: Path) -> None:
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_the_configuration_is_the_edited_one(tmp_path: Path) -> None:
+def test_a_side_file_that_was_made_goes_before_the_one_on_disk(tmp_path: Path) -> None:
     folder = write_folder(tiny_model("llama-tied"), tmp_path)
     tensors = describe_folder(folder)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    matched = as_matched(tensors, edits={"tie_word_embeddings": False})
-    model = load_model(matched, base_of(folder), dtype="base", device="cpu", device_map=None).model
+    config = json.loads((folder / "config.json").read_text())
+    content = json.dumps({**config, "tie_word_embeddings": False}).encode()
+    files = [SideFile("config.json", content, None, "base, 1 key edited")]
+    model = load_model(
+        as_matched(tensors), files, name="untied", dtype="base", device="cpu", device_map=None
+    ).model
     assert model.config.tie_word_embeddings is False
     assert model.lm_head.weight is not model.model.embed_tokens.weight
-    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_cast_gives_what_torch_gives(dtype: str, tmp_path: Path) -> None:
     trained = tiny_model("llama")
     folder = write_folder(trained, tmp_path)
-    matched = as_matched(describe_folder(folder), dtype=dtype)
-    loaded = load_model(matched, base_of(folder), dtype=dtype, device="cpu", device_map=None).model
+    loaded = load_folder(folder, dtype=dtype).model
     expected = trained.to(getattr(torch, dtype)).state_dict()
     assert all(same_bits(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert loaded.dtype == loaded.config.dtype == getattr(torch, dtype)
@@ -165,6 +170,20 @@ def test_without_a_tokenizer_the_model_is_loaded_and_a_finding_says_so(tmp_path:
     loaded = load_folder(write_folder(tiny_model("llama"), tmp_path, tokenizer=False))
     assert loaded.tokenizer is None
     assert [found.code for found in loaded.findings] == ["U602"]
+
+
+def test_to_ask_for_text_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    loaded = load_folder(write_folder(tiny_model("llama"), tmp_path, tokenizer=False))
+    with pytest.raises(InferenceError, match=r"`tokenizer` is missing.*no file of one lies beside"):
+        require_tokenizer(loaded)
+
+
+def test_a_model_that_takes_no_text_is_loaded_untried(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = transformers.ViTModel(transformers.ViTConfig(image_size=28, patch_size=14, **sizes))
+    loaded = load_folder(write_folder(seen, tmp_path))
+    assert [found.code for found in loaded.findings] == ["U702"]
+    assert all(same_bits(value, seen.state_dict()[name]) for name, value in loaded.model.state_dict().items())
 
 
 def test_a_tokenizer_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import torch, transformers
-from tiny_models import as_matched, base_of, describe_folder, tiny_model, write_folder
+from tiny_models import as_matched, describe_folder, side_files_of
 from unshard.inference.loading import load_model
 
 def status(key):
@@ -32,7 +32,8 @@ def status(key):
 
 def load(folder, dtype):
     matched = as_matched(describe_folder(folder), dtype=dtype)
-    return load_model(matched, base_of(folder), dtype=dtype or "base", device="cpu", device_map=None)
+    files = side_files_of(folder)
+    return load_model(matched, files, name="", dtype=dtype or "base", device="cpu", device_map=None)
 
 torch.set_num_threads(1)
 small, big = map(Path, sys.argv[1:3])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unshard.base import Base
 from unshard.dtypes import DTYPES
-from unshard.errors import OptionError
+from unshard.errors import InferenceError, OptionError
 from unshard.findings import Finding, finding
 from unshard.inference.building import build_from_tensors
 from unshard.inference.forward_pass import PROMPT, require_finite_logits, takes_text
 from unshard.inference.tokenizing import load_tokenizer, text_tokens
 from unshard.inference.torch_tensors import torch_dtype, torch_tensors
 from unshard.match.model import Model
-from unshard.writers.model_files import plan_model_files
+from unshard.plan import SideFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,13 +58,20 @@ class LoadedModel:
 
 
 def load_model(
-    model: Model, base: Base, *, dtype: str, device: str, device_map: DeviceMap | None
+    model: Model,
+    side_files: Sequence[SideFile],
+    *,
+    name: str,
+    dtype: str,
+    device: str,
+    device_map: DeviceMap | None,
 ) -> LoadedModel:
     """Return a matched model in memory, after a forward pass that gave numbers.
 
     Args:
         model: Its tensors, matched with the dtype policy `dtype`.
-        base: Where its configuration and tokenizer come from.
+        side_files: All a model folder holds besides: configuration, tokenizer, ...
+        name: What the model's configuration will say it was loaded from.
         dtype: `base` and `keep` take the dtype of the configuration, which matching has set right.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; where the checkpoint was saved is no matter.
         device_map: How accelerate spreads the model over devices, instead of `device`.
@@ -79,11 +85,11 @@ def load_model(
     began = time.perf_counter()
     placement = _placement(device, device_map)
     tensors = torch_tensors(model.tensors)
-    with _model_folder(base, model) as folder:
+    with _laid_out(side_files) as folder:
         asked = None if dtype in ("base", "keep") else torch_dtype(DTYPES[dtype])
         built = build_from_tensors(folder, tensors, dtype=asked, device_map=placement)
         tokenizer, findings = load_tokenizer(folder)
-    built.config.name_or_path = base.reference
+    built.config.name_or_path = name
     loaded = time.perf_counter()
     if takes_text(built):
         require_finite_logits(built, text_tokens(tokenizer, PROMPT))
@@ -94,19 +100,37 @@ def load_model(
     return LoadedModel(built, tokenizer, findings, loaded - began, time.perf_counter() - loaded)
 
 
+def require_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer.
+
+    Raises:
+        InferenceError: There is none; says why.
+    """
+    if loaded.tokenizer is None:
+        why = next(found for found in loaded.findings if found.code == "U602")
+        raise InferenceError(
+            "tokenizer",
+            "is missing, and the model cannot be asked anything without one",
+            saw=why.saw,
+            expected=why.expected,
+            hint=why.remedy,
+        )
+    return loaded.tokenizer
+
+
 @contextmanager
-def _model_folder(base: Base, model: Model) -> Iterator[Path]:
-    """Yield a folder with all a conversion would write but the tensors; copies are links."""
-    with tempfile.TemporaryDirectory(prefix="unshard-") as name:
-        for file in plan_model_files(base, model):
-            path = Path(name, file.name)
+def _laid_out(files: Sequence[SideFile]) -> Iterator[Path]:
+    """Yield a temporary folder with these files; copies are links."""
+    with tempfile.TemporaryDirectory(prefix="unshard-") as folder:
+        for file in files:
+            path = Path(folder, file.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             if file.content is not None:
                 path.write_bytes(file.content)
             else:
                 assert file.copy_of is not None
                 path.symlink_to(file.copy_of.absolute())
-        yield Path(name)
+        yield Path(folder)
 
 
 def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap | None:

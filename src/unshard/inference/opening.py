@@ -11,6 +11,7 @@ from unshard.errors import BaseModelError
 from unshard.inference.loading import LoadedModel, load_model
 from unshard.match import answer_questions, match_model, questions_for
 from unshard.readers import open_checkpoint
+from unshard.writers.model_files import plan_model_files
 
 if TYPE_CHECKING:
     from unshard.inference.building import DeviceMap
@@ -48,5 +49,12 @@ def open_model(
         )
     answers = answer_questions(questions_for(checkpoint, found))
     model = match_model(checkpoint, found, dtype=dtype, answers=answers)
-    loaded = load_model(model, found, dtype=dtype, device=device, device_map=device_map)
+    loaded = load_model(
+        model,
+        plan_model_files(checkpoint, found, model),
+        name=found.reference,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+    )
     return replace(loaded, findings=(*checkpoint.findings, *base_findings, *model.findings, *loaded.findings))
