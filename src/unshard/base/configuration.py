@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from unshard.errors import BaseModelError
+from unshard.recipes.ties import tied_by_default
 
 Config = Mapping[str, object]
+
+TIE_FLAG = "tie_word_embeddings"
 
 _LARGEST_BYTES = 64 << 20
 
@@ -98,6 +101,17 @@ def places_of(config: Config, meaning: str) -> Iterator[tuple[str, object]]:
         for key in _SYNONYMS.get(meaning, (meaning,)):
             if key in level:
                 yield ".".join((*path, key)), level[key]
+
+
+def tie_flag(config: Config) -> bool | None:
+    """Return whether embedding and output head are one weight, as said or by default; None if unknown.
+
+    What is said at the top counts, then what is said of the language model.
+    """
+    levels = text_levels(config)
+    said = (level[TIE_FLAG] for _, level in levels if isinstance(level.get(TIE_FLAG), bool))
+    defaults = (tied_by_default(level.get("model_type")) for _, level in levels)
+    return next((flag for flag in (*said, *defaults) if isinstance(flag, bool)), None)
 
 
 def all_levels(config: Config, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Config]]:

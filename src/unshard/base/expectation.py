@@ -10,7 +10,7 @@ from pathlib import Path
 from unshard.base.description import ExpectedTensor
 from unshard.errors import BaseModelError, InputError
 from unshard.readers import open_checkpoint
-from unshard.readers.hugging_face import describe_safetensors_file
+from unshard.readers.safetensors_file import describe_safetensors_file
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
 

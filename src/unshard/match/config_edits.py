@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unshard.base.configuration import Config, all_levels, places_of, text_levels
+from unshard.base.configuration import TIE_FLAG, Config, all_levels, places_of, text_levels
 from unshard.dtypes import DType
 from unshard.findings import Finding, finding
-from unshard.match.ties import FLAG
 
 Edits = dict[str, object]
 
@@ -52,10 +51,10 @@ def tie_edits(config: Config, *, tied: bool | None, diverged: bool) -> Edits:
     """
     if tied is None:
         return {}
-    edits: Edits = {} if config.get(FLAG) is tied else {FLAG: tied}
+    edits: Edits = {} if config.get(TIE_FLAG) is tied else {TIE_FLAG: tied}
     for path, level in text_levels(config)[1:]:
-        if level.get(FLAG, tied) is not tied or (diverged and FLAG not in level):
-            edits[".".join((*path, FLAG))] = tied
+        if level.get(TIE_FLAG, tied) is not tied or (diverged and TIE_FLAG not in level):
+            edits[".".join((*path, TIE_FLAG))] = tied
     return edits
 
 

@@ -128,5 +128,5 @@ def _decide_tie(draft: Draft, group: TiedGroup, answers: Answers) -> None:
                 "Engines that ignore the flag answer wrongly; if training was to tie them, look there."
             ),
         )
-    if group.is_embedding:
+    if group.has_head:
         draft.tied, draft.diverged = not diverged, draft.diverged or diverged

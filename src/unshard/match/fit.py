@@ -78,19 +78,18 @@ def fit_error(draft: Draft) -> UnshardError:
     tensors = outline.checkpoint.tensors
     shapes = {source: tensor.shape for source, tensor in tensors.items()}
     prefixes = [] if outline.needs is None else model_prefixes(shapes, outline.needs)
-    missing = [m for m in draft.mismatches if m.kind == "missing"]
-    at_the_top = bool(prefixes) and not missing
-    if len(prefixes) + at_the_top > 1:
-        places = [f"below `{prefix}`" for prefix in prefixes] + ["at the top"] * at_the_top
+    below = [prefix for prefix in prefixes if prefix]
+    if len(prefixes) > 1:
+        places = [f"below `{prefix}`" if prefix else "at the top" for prefix in prefixes]
         return AmbiguousModelError(
             outline.checkpoint.path,
             "holds several models that each fit the base",
             saw=f"one {', one '.join(places)}",
-            hint=f"Take one of them with --select, for example --select {prefixes[0].rstrip('.')}",
+            hint=f"Take one of them with --select, for example --select {below[0].rstrip('.')}",
         )
     return match_error(
         outline.checkpoint.path.name,
-        Evidence(outline.shapes, outline.needs, outline.base, tuple(draft.mismatches), tuple(prefixes)),
+        Evidence(outline.shapes, outline.needs, outline.base, tuple(draft.mismatches), tuple(below)),
     )
 
 

@@ -116,16 +116,17 @@ def _check_names(draft: Draft) -> Iterator[Finding]:
             f"`{segment}` in {count} of {total} names" for segment, count in naming.removed.items()
         )
         yield finding("U201", subject=", ".join(naming.removed), saw=counts)
+    share = f"{naming.changed} of {total} names"
     if naming.prefix or naming.added:
         what = [
-            *([f"`{naming.prefix}` at the front of all {total} names was removed"] if naming.prefix else []),
-            *([f"`{naming.added}` was added to all {total} names"] if naming.added else []),
+            *([f"`{naming.prefix}` was removed from the front"] if naming.prefix else []),
+            *([f"`{naming.added}` was added"] if naming.added else []),
         ]
-        yield finding(
-            "U201", subject=naming.prefix or naming.added, saw=", ".join(what), expected=_proof(draft)
-        )
+        saw = f"{', '.join(what)}: {share}"
+        yield finding("U201", subject=naming.prefix or naming.added, saw=saw, expected=_proof(draft))
     if naming.renaming:
-        yield finding("U201", subject="names in memory", saw=naming.renaming, expected=_proof(draft))
+        saw = f"{naming.renaming}: {share}"
+        yield finding("U201", subject="names in memory", saw=saw, expected=_proof(draft))
     if outline.needs is None:
         yield _unchecked(outline.base, total)
         return

@@ -8,7 +8,7 @@ training). The ways, in the order they are tried: as they are; without wrapper s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from unshard.match.needs import Account, Needs, Shape, account
@@ -26,9 +26,10 @@ class Naming:
     Attributes:
         names: The new name of every tensor.
         removed: Wrapper segments that were removed, and from how many names.
-        prefix: What was removed from the front of every name, with its dot.
-        added: What was added at the front of every name.
+        prefix: What was removed from the front of names, with its dot.
+        added: What was added at the front of names.
         renaming: The title of the renaming that was applied.
+        changed: How many names it, or the prefixes, changed.
     """
 
     names: Mapping[str, str]
@@ -36,6 +37,7 @@ class Naming:
     prefix: str = ""
     added: str = ""
     renaming: str = ""
+    changed: int = 0
 
     @property
     def has_collisions(self) -> bool:
@@ -72,17 +74,14 @@ def naming_without_base(shapes: Mapping[str, Shape]) -> Naming:
 
 
 def model_prefixes(shapes: Mapping[str, Shape], needs: Needs) -> list[str]:
-    """Return the prefixes below which a whole model lies, where something else lies beside it."""
+    """Return the prefixes below which a whole model lies with something else beside it; "" is the top."""
     stem = _without(shapes, WRAPPERS)
     stem = _identity(shapes) if stem.has_collisions else stem
-    found = []
-    for prefix in _prefixes(stem.names.values()):
-        part = {
-            name.removeprefix(prefix): shapes[source]
-            for source, name in stem.names.items()
-            if name.startswith(prefix)
-        }
-        if len(part) < len(shapes) and account(needs, part).is_exact:
+    plain = {name: shapes[source] for source, name in stem.names.items()}
+    found = [] if account(needs, plain).missing else [""]
+    for prefix in _prefixes(plain):
+        part = {name[len(prefix) :]: shape for name, shape in plain.items() if name.startswith(prefix)}
+        if len(part) < len(plain) and account(needs, part).is_exact:
             found.append(prefix)
     return found
 
@@ -104,25 +103,27 @@ def _candidates(shapes: Mapping[str, Shape], needs: Needs) -> Iterator[Naming]:
 
 
 def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
-    """Yield the stem with a prefix that all names share removed, and one that the model has added."""
-    names = list(stem.names.values())
-    ours = [prefix for prefix in _prefixes(names) if all(name.startswith(prefix) for name in names)]
+    """Yield the stem with a prefix removed wherever it stands, and one that the model has added."""
+    ours = _prefixes(stem.names.values())
     theirs = _prefixes(needs.required)
     for prefix, added in [*((p, "") for p in ours), *((p, a) for p in ["", *ours] for a in theirs)]:
-        rename = _Prefixes(prefix, added)
+        rename = _Prefixes(prefix, added, needs.expected)
         if _is_plausible(stem, rename, needs):
             yield _renamed(stem, rename, prefix=prefix, added=added)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefixes:
-    """A function that removes one prefix and adds another."""
+    """A function that removes one prefix and adds another, but not to a name that the model has."""
 
     removed: str
     added: str
+    expected: Collection[str]
 
     def __call__(self, name: str) -> str:
-        return self.added + name.removeprefix(self.removed)
+        bare = name.removeprefix(self.removed)
+        full = self.added + bare
+        return bare if bare in self.expected and full not in self.expected else full
 
 
 def _is_plausible(stem: Naming, rename: Callable[[str], str], needs: Needs) -> bool:
@@ -165,4 +166,5 @@ def _renamed(
     stem: Naming, rename: Callable[[str], str], *, prefix: str = "", added: str = "", renaming: str = ""
 ) -> Naming:
     names = {source: rename(name) for source, name in stem.names.items()}
-    return Naming(names, stem.removed, prefix, added, renaming)
+    changed = sum(names[source] != name for source, name in stem.names.items())
+    return Naming(names, stem.removed, prefix, added, renaming, changed)

@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from unshard.base import Base, ExpectedTensor
-from unshard.base.configuration import lookup_int
+from unshard.base.configuration import lookup_int, tie_flag
 from unshard.recipes.families import layer_number
 from unshard.recipes.leftovers import is_training_only, quantisation_kind
 from unshard.recipes.recomputable import recomputable_kind
-from unshard.recipes.ties import shared_pairs
+from unshard.recipes.ties import is_output_head, shared_pairs
 
 Shape = tuple[int, ...]
+Pair = tuple[str, str]
 
 # Heads that predict further tokens: published with some models, loaded by none of their classes.
 _NOT_LOADED = re.compile(r"(^|\.)mtp(_\w+)?\.")
@@ -28,12 +29,14 @@ class Needs:
         required: The names that must be.
         not_loaded: Names that the base holds and its model class does not load.
         ties: Names that repeat another tensor, and that tensor, as the model class tells.
+        flag: Whether the configuration ties embedding and output head; None where it does not tell.
     """
 
     expected: Mapping[str, ExpectedTensor]
     required: frozenset[str]
     not_loaded: frozenset[str]
     ties: Mapping[str, str]
+    flag: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def needs_of(base: Base, names: Collection[str]) -> Needs | None:
     not_loaded = frozenset(name for name in expected if _is_not_loaded(name, layers))
     optional = {name for name, tensor in expected.items() if recomputable_kind(name, tensor.shape or ())}
     required = frozenset(expected) - not_loaded - optional
-    return Needs(expected, required, not_loaded, base.ties)
+    return Needs(expected, required, not_loaded, base.ties, tie_flag(base.config))
 
 
 def _plain(tensor: ExpectedTensor) -> ExpectedTensor:
@@ -101,21 +104,47 @@ def account(needs: Needs, shapes: Mapping[str, Shape]) -> Account:
     unknown = [name for name in shapes if name not in needs.expected]
     missing = [name for name in needs.required if name not in shapes]
     if unknown or missing:
-        partners = tie_partners(needs, shapes)
-        missing = [name for name in missing if not partners.get(name, frozenset()) & shapes.keys()]
+        pairs = known_pairs(needs, shapes)
+        tied = [pair for pair in pairs if is_tied(pair, needs)]
+        given = {name for pair in tied if not shapes.keys().isdisjoint(pair) for name in pair}
+        missing = [name for name in missing if name not in given]
+        explained = {name for pair in tied if not needs.expected.keys().isdisjoint(pair) for name in pair}
+        explained |= extra_heads(needs, pairs)
         unknown = [
             name
             for name in unknown
-            if not (is_training_only(name) or recomputable_kind(name, shapes[name]) or partners.get(name))
+            if not (is_training_only(name) or recomputable_kind(name, shapes[name]) or name in explained)
         ]
     return Account(tuple(sorted(missing)), tuple(unknown), len(shapes.keys() & needs.expected.keys()))
 
 
-def tie_partners(needs: Needs, names: Collection[str]) -> dict[str, frozenset[str]]:
-    """Return, for every name that some model shares, the names it may be shared with."""
+def known_pairs(needs: Needs, names: Collection[str]) -> list[Pair]:
+    """Return (kept, repeated) for every pair, of names here or in published files, that some model shares."""
     universe = dict.fromkeys([*needs.expected, *names])
-    partners: dict[str, set[str]] = {}
-    for kept, repeated in [*shared_pairs(universe), *((k, r) for r, k in needs.ties.items())]:
-        partners.setdefault(kept, set()).add(repeated)
-        partners.setdefault(repeated, set()).add(kept)
-    return {name: frozenset(others) for name, others in partners.items()}
+    own = [(kept, repeated) for repeated, kept in needs.ties.items() if {kept, repeated} & universe.keys()]
+    return list(dict.fromkeys([*own, *shared_pairs(universe)]))
+
+
+def is_tied(pair: Pair, needs: Needs) -> bool:
+    """Return whether the model shares a pair.
+
+    Of output heads the configuration tells, and published files where it does not: they hold one of
+    two names. Of everything else (embeddings of encoder and decoder, biases) published files tell.
+    """
+    one_of_two = sum(name in needs.expected for name in pair) == 1
+    if needs.flag is None or not is_output_head(pair[1]):
+        return one_of_two
+    return needs.flag
+
+
+def extra_heads(needs: Needs, pairs: Collection[Pair]) -> set[str]:
+    """Return the output heads that a model without ties has beyond a base that has none at all."""
+    headed = {kept for kept, repeated in pairs if repeated in needs.expected}
+    return {
+        repeated
+        for kept, repeated in pairs
+        if is_output_head(repeated)
+        and not is_tied((kept, repeated), needs)
+        and kept in needs.expected
+        and kept not in headed
+    }

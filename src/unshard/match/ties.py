@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unshard.base.configuration import Config, text_levels
-from unshard.match.needs import Needs, Shape
-from unshard.recipes.ties import has_row_per_token, is_output_head, shared_pairs, tied_by_default
-
-FLAG = "tie_word_embeddings"
+from unshard.base.configuration import Config, tie_flag
+from unshard.match.needs import Needs, Pair, Shape, extra_heads, is_tied, known_pairs
+from unshard.recipes.ties import has_row_per_token, is_output_head, shared_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +31,9 @@ class TiedGroup:
     present: tuple[str, ...]
 
     @property
-    def is_embedding(self) -> bool:
-        """Whether the flag of the configuration speaks of it."""
-        return has_row_per_token(self.kept) and self.kept.endswith(".weight")
+    def has_head(self) -> bool:
+        """Whether an output head is in it, so that the flag of the configuration speaks of it."""
+        return any(map(is_output_head, self.members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +51,6 @@ class Ties:
     missing: tuple[str, ...]
 
 
-def explicit_flag(config: Config) -> bool | None:
-    """Return what the configuration says of tying: the top counts, then the language model's part."""
-    for _, level in text_levels(config):
-        if isinstance(level.get(FLAG), bool):
-            return bool(level[FLAG])
-    return None
-
-
-def flag_of(config: Config) -> bool | None:
-    """Return whether the configuration ties embeddings, said or by its family's default; None if unknown."""
-    explicit = explicit_flag(config)
-    if explicit is not None:
-        return explicit
-    defaults = (tied_by_default(level.get("model_type")) for _, level in text_levels(config))
-    return next((default for default in defaults if default is not None), None)
-
-
 def find_ties(names: Mapping[str, Shape], needs: Needs | None, config: Config | None) -> Ties:
     """Return what tensors of these names share.
 
@@ -78,41 +59,23 @@ def find_ties(names: Mapping[str, Shape], needs: Needs | None, config: Config | 
         needs: What the model needs, or None where that is not known.
         config: The configuration of the base, or None where there is none.
     """
-    flag = None if config is None else flag_of(config)
+    flag = None if config is None else tie_flag(config)
     expected = {} if needs is None else needs.expected
-    pairs = _pairs(names, needs)
-    tied = [pair for pair in pairs if _is_tied(pair, expected, flag=flag, known=needs is not None)]
-    heads = {
-        repeated for kept, repeated in pairs if (kept, repeated) not in tied and is_output_head(repeated)
-    }
+    if needs is None:
+        pairs = [] if config is None else shared_pairs(names)
+        tied = [pair for pair in pairs if flag or not is_output_head(pair[1])]
+        untied = {head for _, head in pairs if is_output_head(head) and not flag}
+    else:
+        pairs = known_pairs(needs, names)
+        tied = [pair for pair in pairs if is_tied(pair, needs)]
+        untied = {head for _, head in set(pairs) - set(tied) if is_output_head(head) and head in expected}
+        untied |= extra_heads(needs, pairs)
     groups = [_group(members, names, expected) for members in _components(tied)]
     missing = [] if config is None or flag is not False else _headless(names, config, pairs)
-    known = tuple(group for group in groups if group.present)
-    return Ties(known, frozenset(heads), tuple(missing))
+    return Ties(tuple(group for group in groups if group.present), frozenset(untied), tuple(missing))
 
 
-def _pairs(names: Mapping[str, Shape], needs: Needs | None) -> list[tuple[str, str]]:
-    """Return (kept, repeated) for every pair of names that some model shares."""
-    if needs is None:
-        return shared_pairs(names)
-    universe = dict.fromkeys([*needs.expected, *names])
-    own = [(kept, repeated) for repeated, kept in needs.ties.items() if {kept, repeated} & universe.keys()]
-    return list(dict.fromkeys([*own, *shared_pairs(universe)]))
-
-
-def _is_tied(
-    pair: tuple[str, str], expected: Mapping[str, object], *, flag: bool | None, known: bool
-) -> bool:
-    """Return whether a model with this flag and these published names shares a pair."""
-    one_of_two = sum(name in expected for name in pair) == 1
-    if not is_output_head(pair[1]):
-        return one_of_two or not known
-    if flag is None:
-        return known and one_of_two
-    return flag
-
-
-def _components(pairs: list[tuple[str, str]]) -> list[list[str]]:
+def _components(pairs: list[Pair]) -> list[list[str]]:
     """Return the groups of names that pairs connect, in the order of the pairs."""
     groups: list[list[str]] = []
     for pair in pairs:
@@ -131,7 +94,7 @@ def _group(members: list[str], names: Mapping[str, Shape], expected: Mapping[str
     return TiedGroup(tuple(members), kept, tuple(present))
 
 
-def _headless(names: Mapping[str, Shape], config: Config, pairs: list[tuple[str, str]]) -> list[str]:
+def _headless(names: Mapping[str, Shape], config: Config, pairs: list[Pair]) -> list[str]:
     """Return the output head that a language model without ties needs, if nothing in the names is one."""
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unshard.base import ExpectedTensor
-from unshard.base.configuration import Config, lookup, read_config
+from unshard.base.configuration import TIE_FLAG, Config, lookup, read_config, tie_flag
 from unshard.errors import BaseModelError, InputError
 from unshard.findings import Finding, finding
 from unshard.match.dtype_policy import main_dtype
 from unshard.match.questions import EqualQuestion, answer_questions
-from unshard.match.ties import FLAG, find_ties, flag_of
+from unshard.match.ties import find_ties
 from unshard.match.vocabulary import vocabulary_size
 from unshard.readers import open_checkpoint
-from unshard.readers.hugging_face import describe_safetensors_file
+from unshard.readers.safetensors_file import describe_safetensors_file
 from unshard.recipes.ties import has_row_per_token, is_output_head, shared_pairs
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
@@ -121,7 +121,7 @@ def _check_expected(
     for kept, repeated in shared_pairs({*tensors, *expected}):
         partners.setdefault(kept, set()).add(repeated)
         partners.setdefault(repeated, set()).add(kept)
-    tied = config is not None and flag_of(config) is not False
+    tied = config is not None and tie_flag(config) is not False
     missing = [
         name
         for name in expected
@@ -172,13 +172,13 @@ def _check_ties(tensors: Mapping[str, DescribedTensor], config: Config) -> Itera
     """Yield where the tie flag would make an engine overwrite a head, or make one up."""
     ties = find_ties({name: tensor.shape for name, tensor in tensors.items()}, None, config)
     for name in ties.missing:
-        remedy = f"If the weights are tied, set {FLAG} to true in config.json."
-        yield _wrong(name, f"missing, and {FLAG} is false", "an output head of its own", remedy)
+        remedy = f"If the weights are tied, set {TIE_FLAG} to true in config.json."
+        yield _wrong(name, f"missing, and {TIE_FLAG} is false", "an output head of its own", remedy)
     for group in ties.groups:
         first, *others = group.present
         for name in others:
             question = EqualQuestion((first, name), (tensors[first], tensors[name]))
             answer = answer_questions([question])[first, name]
             if is_output_head(name) and not answer.holds:
-                saw = f"{FLAG} is true, and it is not `{first}`: {answer.evidence}"
-                yield _wrong(name, saw, "equal tensors, or false", f"Set {FLAG} to false in config.json.")
+                saw = f"{TIE_FLAG} is true, and it is not `{first}`: {answer.evidence}"
+                yield _wrong(name, saw, "equal tensors, or false", f"Set {TIE_FLAG} to false in config.json.")
