@@ -1,0 +1,130 @@
+"""What real trainers left is read bit for bit, wherever in the run a person points."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainers.catalogue import TrainedCheckpoint
+from unshard.checkpoint import Checkpoint
+from unshard.errors import TrainingStateError
+from unshard.findings import Severity
+from unshard.readers import open_checkpoint
+from unshard.tensors import DescribedTensor
+
+WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
+# What the trainers of these runs put before every name.
+PREFIXES = {"ddp": "module.", "container-state-dict": "model."}
+
+
+def opened(path: Path, step: int | None = None) -> Checkpoint:
+    return open_checkpoint(path, step=step, select=None)
+
+
+def values_of(tensor: DescribedTensor) -> tuple[tuple[int, ...], str, bytes]:
+    buffer = bytearray(tensor.nbytes)
+    tensor.read(0, tensor.nbytes // tensor.dtype.itemsize, memoryview(buffer))
+    return tensor.shape, tensor.dtype.name, bytes(buffer)
+
+
+def true_values_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], str, bytes]:
+    raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), raw
+
+
+def truth_in(file: Path) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
+    return {name: true_values_of(tensor) for name, tensor in load_file(file).items()}
+
+
+def named_as_the_model_does(checkpoint: Checkpoint, prefix: str) -> Mapping[str, DescribedTensor]:
+    names = {name: WRAPPERS.sub("", name).removeprefix(prefix) for name in checkpoint}
+    assert len(set(names.values())) == len(names)
+    return {names[name]: tensor for name, tensor in checkpoint.tensors.items()}
+
+
+def test_every_value_is_bit_for_bit_what_training_held(trained_checkpoint: TrainedCheckpoint) -> None:
+    checkpoint = opened(trained_checkpoint.path)
+    tensors = named_as_the_model_does(checkpoint, PREFIXES.get(trained_checkpoint.run.name, ""))
+    truth = truth_in(trained_checkpoint.truth)
+    # Savers that go through parameters, and transformers itself, leave the second name of a tied pair out.
+    unsaved = truth.keys() - tensors.keys()
+    assert unsaved <= ({"lm_head.weight"} if trained_checkpoint.run.tied else set())
+    assert {name: values_of(tensor) for name, tensor in tensors.items()} == {
+        name: values for name, values in truth.items() if name not in unsaved
+    }
+
+
+def test_nothing_is_warned_of_but_a_format_without_checksums(trained_checkpoint: TrainedCheckpoint) -> None:
+    findings = opened(trained_checkpoint.path).findings
+    warned = {found.code for found in findings if found.severity is not Severity.INFO}
+    assert warned == ({"U103"} if trained_checkpoint.run.name == "legacy" else set())
+
+
+@pytest.mark.parametrize("name", ["recipes-two-epochs", "recipes-tied-bf16"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_is_opened_by_its_number(
+    name: str, epoch: int, trained_checkpoints: Mapping[str, TrainedCheckpoint]
+) -> None:
+    run = trained_checkpoints[name]
+    checkpoint = opened(run.path, step=epoch)
+    assert [step.number for step in checkpoint.steps] == [0, 1]
+    assert {n: values_of(t) for n, t in checkpoint.tensors.items()} == truth_in(run.truths[epoch])
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        "",
+        "model_checkpoints",
+        "model_checkpoints/fine-tuned-tiny-org",
+        "model_checkpoints/fine-tuned-tiny-org/Tiny-Llama",
+        "model_checkpoints/fine-tuned-tiny-org/Tiny-Llama/tiny-org--Tiny-Llama-1.pt",
+    ],
+)
+def test_any_folder_of_a_run_leads_to_the_newest_checkpoint(
+    below: str, recipes_run: TrainedCheckpoint
+) -> None:
+    checkpoint = opened(recipes_run.folder / below)
+    assert checkpoint.path.name == "tiny-org--Tiny-Llama-1.pt"
+    assert {n: values_of(t) for n, t in checkpoint.tensors.items()} == truth_in(recipes_run.truth)
+
+
+def test_training_parameters_are_found_beside_the_file(recipes_run: TrainedCheckpoint) -> None:
+    training = opened(recipes_run.path).training
+    assert training is not None
+    assert training.get("model_name") == "tiny-org/Tiny-Llama"
+    assert training.get("checkpoint_type") == "StateDictType.FULL_STATE_DICT"
+
+
+def test_a_run_that_was_interrupted_has_no_training_parameters(
+    trained_checkpoints: Mapping[str, TrainedCheckpoint],
+) -> None:
+    assert opened(trained_checkpoints["recipes-interrupted-bf16"].path).training is None
+
+
+def test_a_base_named_by_its_path_is_a_hint(trained_checkpoints: Mapping[str, TrainedCheckpoint]) -> None:
+    run = trained_checkpoints["recipes-absolute-name"]
+    assert str(run.base) in [hint.reference for hint in opened(run.path).base_hints]
+
+
+def test_the_optimizer_beside_a_model_is_told_and_not_taken_for_one(
+    tied_recipes_run: TrainedCheckpoint,
+) -> None:
+    beside = [extra for extra in opened(tied_recipes_run.path).extras if extra.kind == "optimizer"]
+    assert "optimizer-tiny-llama-1.pt" in {Path(extra.name).name for extra in beside}
+    with pytest.raises(TrainingStateError):
+        opened(tied_recipes_run.path / "optimizer-tiny-llama-1.pt")
+
+
+def test_what_a_container_holds_besides_the_model_is_told(
+    trained_checkpoints: Mapping[str, TrainedCheckpoint],
+) -> None:
+    checkpoint = opened(trained_checkpoints["container-model"].path)
+    assert checkpoint.container == ("model",)
+    assert {(extra.name, extra.kind) for extra in checkpoint.extras} >= {
+        ("optimizer", "optimizer"),
+        ("step", "step"),
+    }
