@@ -60,6 +60,8 @@ RULES: dict[str, Rule] = {
     "U103": Rule(_WARNING, "The file carries no checksums, so damage cannot be told from data"),
     "U104": Rule(_INFO, "Classes in the file were kept as inert records"),
     "U105": Rule(_INFO, "The tensors lie inside a container"),
+    "U106": Rule(_WARNING, "The training parameters cannot be read"),
+    "U107": Rule(_INFO, "Other layouts lie beside the checkpoint and were not read"),
     "U201": Rule(_INFO, "Wrapper segments were removed from the names"),
     "U202": Rule(_INFO, "A tensor was dropped because the model computes it itself"),
     "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from unshard.errors import DamagedFileError, UnsafeFileError
 from unshard.readers.unpickling.instructions import INSTRUCTIONS
 from unshard.readers.unpickling.machine import Limits, Machine, PickleCutShortError
+from unshard.readers.unpickling.python_names import is_python
 from unshard.readers.unpickling.records import (
     BrokenPickleError,
     Entries,
@@ -45,6 +46,7 @@ __all__ = [
     "Pickle",
     "Record",
     "bytes_of",
+    "is_python",
     "read_pickle",
     "read_pickle_at",
 ]
@@ -58,11 +60,13 @@ class Pickle:
         value: What it holds.
         stop: Offset after its last byte.
         classes: Full names of all classes and functions it mentions, in order.
+        references: What it refers to outside of itself, one value each time it does.
     """
 
     value: object
     stop: int
     classes: tuple[str, ...]
+    references: tuple[object, ...]
 
 
 class CutShortError(DamagedFileError):
@@ -103,7 +107,7 @@ def read_pickle_at(data: bytes, start: int, subject: object, *, limits: Limits |
         raise DamagedFileError(subject, "holds a broken pickle", saw=where, hint=_HINT_DAMAGED) from None
     except HostilePickleError as error:
         raise UnsafeFileError(subject, f"holds a pickle that {error}", hint=_HINT_UNSAFE) from None
-    return Pickle(value, machine.at, tuple(machine.names))
+    return Pickle(value, machine.at, tuple(machine.names), tuple(machine.references))
 
 
 _HINT_DAMAGED = "Copy the file again; if the original is the same, its save was cut short."

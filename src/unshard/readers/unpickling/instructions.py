@@ -263,13 +263,15 @@ def _build(m: Machine, at: int) -> int:
 
 
 def _persistent(m: Machine, at: int) -> int:
+    m.references.append(m.stack[-1])
     m.stack[-1] = PersistentId(m.stack[-1])
     return at
 
 
 def _persistent_line(m: Machine, at: int) -> int:
     line = m.line(at)
-    m.stack.append(PersistentId(line.decode()))
+    m.stack.append(line.decode())
+    _persistent(m, at)
     return at + len(line) + 1
 
 

@@ -41,7 +41,18 @@ class PickleCutShortError(Exception):
 class Machine:
     """What one pickle has put on its stack and into its memo so far."""
 
-    __slots__ = ("at", "data", "frame_stop", "limits", "marks", "memo", "names", "stack", "start")
+    __slots__ = (
+        "at",
+        "data",
+        "frame_stop",
+        "limits",
+        "marks",
+        "memo",
+        "names",
+        "references",
+        "stack",
+        "start",
+    )
 
     def __init__(self, data: bytes, start: int, limits: Limits) -> None:
         self.data = data
@@ -53,6 +64,7 @@ class Machine:
         self.marks: list[list[object]] = []  # what lies below each of the marks
         self.memo: dict[int, object] = {}
         self.names: dict[str, Global] = {}
+        self.references: list[object] = []
 
     def run(self, table: Sequence[Instruction]) -> object:
         """Return the value of the pickle; `table` has the function of every byte that may stand in it."""

@@ -1,0 +1,239 @@
+"""What the object in a torch file is made of: groups of named tensors, and everything beside them.
+
+A state dict may lie at the top or in containers (`model`, `state_dict`, `module`, any nesting of
+dictionaries and lists). Training state is told by name and by content: an optimizer is what is called
+one, what has `state` and `param_groups`, or what holds `exp_avg` and its kin. What is neither is kept
+in mind as a plain value. Nothing here looks at a byte of a tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from unshard.checkpoint import Extra
+from unshard.errors import UnsafeFileError, UnsupportedLayoutError
+from unshard.readers.rendering import cut, shown
+from unshard.readers.torch_objects import OtherTensor, describe_tensor, is_tensor
+from unshard.readers.torch_storages import TorchFile
+from unshard.readers.unpickling import Entries, PersistentId, Record
+from unshard.tensors import element_count
+
+Path = tuple[str, ...]
+
+_DEEPEST = 64
+_MOST_VALUES = 200  # a note of every value of a hostile or odd file would bury the others
+
+_CONTAINERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(.*_)?(optims?|optimizers?)(_.*)?|opt_state.*|opt", re.IGNORECASE), "optimizer"),
+    (re.compile(r"(.*_)?(lr_?)?sched(uler)?s?(_.*)?", re.IGNORECASE), "scheduler"),
+    (re.compile(r"(.*_)?rng(_.*)?|(.*_)?random_states?(_.*)?", re.IGNORECASE), "rng"),
+)
+_COUNTER = re.compile(r"(.*_)?(step|epoch|iteration|iter)s?(_.*)?", re.IGNORECASE)
+_MOMENTS = re.compile(r"(.*\.)?(exp_avg(_sq)?|max_exp_avg_sq|momentum_buffer|step|square_avg|acc_delta)")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a torch file.
+
+    Attributes:
+        groups: By container path, the tensors of every dictionary that may be a model.
+        extras: Everything else.
+        modules: Where whole pickled modules lie, and of which class they are.
+        unnamed: Where tensors lie that have no name: in lists, or under keys that are no text.
+    """
+
+    groups: Mapping[Path, dict[str, Record]]
+    extras: tuple[Extra, ...]
+    modules: tuple[str, ...]
+    unnamed: tuple[str, ...]
+
+
+def survey(saved: TorchFile) -> Contents:
+    """Return what is in `saved`.
+
+    Raises:
+        UnsafeFileError: It is nested too deeply, or a name of a tensor is no text to print.
+    """
+    notes = _Survey(saved)
+    pending: list[tuple[Path, object]] = [((), saved.value)]
+    while pending:
+        path, node = pending.pop()
+        pending += reversed(notes.visit(path, node))
+    notes.set_values_apart()
+    return Contents(notes.groups, tuple(notes.extras), tuple(notes.modules), tuple(notes.unnamed))
+
+
+def entries_of(value: object) -> Entries | None:
+    """Return what a value holds by key, if it is a dictionary or stands for one."""
+    if type(value) is Entries:
+        return value
+    return value.entries if type(value) is Record else None
+
+
+def dotted(path: Path) -> str:
+    """Return a container path as people write it."""
+    return ".".join(path)
+
+
+@dataclass(slots=True)
+class _Survey:
+    saved: TorchFile
+    groups: dict[Path, dict[str, Record]] = field(default_factory=dict)
+    extras: list[Extra] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    unnamed: list[str] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+    _counted: set[int] = field(default_factory=set)
+    _keys: set[str] = field(default_factory=set)
+
+    def visit(self, path: Path, node: object) -> list[tuple[Path, object]]:
+        """Take note of a value; return the collections in it that are still to be visited."""
+        if len(path) > _DEEPEST:
+            problem = f"is nested more than {_DEEPEST} deep"
+            raise UnsafeFileError(self.saved.file.path, problem, saw=cut(dotted(path)))
+        if isinstance(node, dict | list | tuple | Record):
+            if id(node) in self._seen:
+                return []
+            self._seen.add(id(node))
+        entries = entries_of(node)
+        if (kind := _training_kind(path, entries)) is not None and isinstance(
+            node, dict | list | tuple | Record
+        ):
+            self._note(path, node, kind)
+        elif entries is not None:
+            return self._visit_entries(path, entries)
+        elif isinstance(node, list | tuple):
+            return self._visit_items(path, node)
+        else:
+            self._note_value(path, node)
+        return []
+
+    def _visit_entries(self, path: Path, entries: Entries) -> list[tuple[Path, object]]:
+        tensors: dict[str, Record] = {}
+        inner: list[tuple[Path, object]] = []
+        for name, value in entries.items():
+            if not is_tensor(value):
+                inner.append(((*path, name), value))
+            elif _training_kind((name,), None) == "rng":
+                self._note((*path, name), value, "rng")
+            else:
+                self._require_printable(name)
+                assert isinstance(value, Record)
+                tensors[name] = value
+        if any(is_tensor(value) for _, value in entries.others):
+            self._note_unnamed(path, entries, tensors)
+        if tensors and _are_moments(tensors):
+            self._note(path, entries, "optimizer")
+        elif tensors:
+            self.groups[path] = tensors
+        return inner
+
+    def _note_unnamed(self, path: Path, entries: Entries, tensors: Mapping[str, Record]) -> None:
+        where = dotted(path) or "the top level"
+        if tensors:
+            raise UnsupportedLayoutError(
+                self.saved.file.path,
+                "has tensors with names and tensors without in one place",
+                saw=cut(where),
+            )
+        self.unnamed.append(where)
+        self._note(path, entries, "value", "tensors whose names are no text")
+
+    def _visit_items(self, path: Path, items: list[object] | tuple[object, ...]) -> list[tuple[Path, object]]:
+        if any(map(is_tensor, items)):
+            self.unnamed.append(dotted(path) or "the top level")
+        collections = [
+            (i, v) for i, v in enumerate(items) if entries_of(v) is not None or isinstance(v, list | tuple)
+        ]
+        if not collections:
+            self._note_value(path, items)
+        return [((*path, str(i)), value) for i, value in collections]
+
+    def _note_value(self, path: Path, node: object) -> None:
+        if _is_module(node):
+            assert isinstance(node, Record)
+            self.modules.append(f"{dotted(path) or 'the whole file'} ({cut(node.kind)})")
+        elif is_tensor(node):
+            self.unnamed.append(dotted(path) or "the top level")
+        elif path and len(self.extras) < _MOST_VALUES:
+            self._note(path, node, _value_kind(path[-1]), shown(node))
+
+    def _note(self, path: Path, node: object, kind: str, value: str | None = None) -> None:
+        size = self._bytes_below(node)
+        self.extras.append(Extra(cut(dotted(path)) or "the top level", kind, size, value))  # type: ignore[arg-type]
+
+    def _bytes_below(self, node: object) -> int:
+        """Return the bytes of all storages below a value that were not counted before."""
+        total, pending = 0, [node]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, PersistentId):
+                key = value.value[2] if isinstance(value.value, tuple) and len(value.value) > 2 else None
+                if isinstance(key, str) and key in self.saved.storages and key not in self._keys:
+                    self._keys.add(key)
+                    total += self.saved.storages[key].stop - self.saved.storages[key].start
+            elif isinstance(value, dict | list | tuple | Record) and id(value) not in self._counted:
+                self._counted.add(id(value))
+                pending += _children(value)
+        return total
+
+    def _require_printable(self, name: str) -> None:
+        if not name or not name.isprintable():
+            raise UnsafeFileError(
+                self.saved.file.path,
+                "has a tensor whose name cannot be printed",
+                saw=repr(cut(name)),
+            )
+
+    def set_values_apart(self) -> None:
+        """Turn groups of single numbers (a loss, a counter) into plain values where there are others."""
+        for path in list(self.groups) if len(self.groups) > 1 else ():
+            tensors = self.groups[path]
+            if len(tensors) <= 16 and all(self._is_number(name, t) for name, t in tensors.items()):
+                del self.groups[path]
+                for name, tensor in tensors.items():
+                    self._note((*path, name), tensor, _value_kind(name), "a number")
+
+    def _is_number(self, name: str, record: Record) -> bool:
+        described = describe_tensor(record, self.saved, name)
+        return not isinstance(described, OtherTensor) and element_count(described.tensor) == 1
+
+
+def _training_kind(path: Path, entries: Entries | None) -> str | None:
+    """Return which training state a value is by its name, or by what it holds; None where it is none."""
+    if entries is not None and {"state", "param_groups"} <= entries.keys():
+        return "optimizer"
+    if not path or "." in path[-1]:
+        return None
+    return next((kind for pattern, kind in _CONTAINERS if pattern.fullmatch(path[-1])), None)
+
+
+def _value_kind(name: str) -> str:
+    return "step" if _COUNTER.fullmatch(name) else "value"
+
+
+def _are_moments(tensors: Mapping[str, Record]) -> bool:
+    """Return whether tensors are what an optimizer keeps for its parameters."""
+    names = [name.rpartition(".")[2] for name in tensors]
+    return all(map(_MOMENTS.fullmatch, names)) and any(name != "step" for name in names)
+
+
+def _is_module(value: object) -> bool:
+    state = value.state if isinstance(value, Record) else None
+    return isinstance(state, Entries) and {"_parameters", "_modules"} <= state.keys()
+
+
+def _children(value: object) -> Iterator[object]:
+    """Yield everything a value holds directly."""
+    if isinstance(value, Entries):
+        yield from value.values()
+        for key, other in value.others:
+            yield key
+            yield other
+    elif isinstance(value, Record):
+        yield from (value.args, value.state, value.entries, value.items, value.keywords)
+    elif isinstance(value, list | tuple):
+        yield from value

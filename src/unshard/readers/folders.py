@@ -1,0 +1,85 @@
+"""Folders as readers see them: names, looked at once, and nothing that leads out of the tree.
+
+Links to folders are not followed: what they lead to is found where it is. Links to files are followed
+while they stay inside the folder that was given; links of a Hugging Face cache lead into the `blobs`
+of the same repository, which is legitimate. FIFOs, devices and sockets are not files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unshard.errors import InputError
+
+_DEEPEST = 8
+_MOST_FOLDERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder and what lies directly in it.
+
+    Attributes:
+        path: The folder.
+        files: Names of its files, sorted.
+        folders: Names of the folders in it, sorted; hidden ones are left out.
+        outside: Names of links to files that lie outside of the tree; not among `files`.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+
+    def without(self, names: Collection[str]) -> Folder:
+        """Return the folder as if files of these names were not there."""
+        return replace(self, files=tuple(name for name in self.files if name not in names))
+
+
+def look_into(path: Path, root: Path) -> Folder:
+    """Return what lies in the folder `path`, which is in the tree below `root`.
+
+    Raises:
+        InputError: It cannot be listed.
+    """
+    files, folders, outside = [], [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        folders.append(entry.name)
+                elif entry.is_symlink() and not _stays_inside(Path(entry.path), root):
+                    outside.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
+    except OSError as error:
+        raise InputError(path, "cannot be listed", saw=error.strerror) from error
+    return Folder(path, tuple(sorted(files)), tuple(sorted(folders)), tuple(sorted(outside)))
+
+
+def folders_below(folder: Folder, root: Path) -> Iterator[Folder]:
+    """Yield the folders below `folder`, nearest first; those that cannot be listed are passed over."""
+    pending = deque((folder.path / name, 1) for name in folder.folders)
+    for _ in range(_MOST_FOLDERS):
+        if not pending:
+            return
+        path, depth = pending.popleft()
+        try:
+            found = look_into(path, root)
+        except InputError:
+            continue
+        yield found
+        if depth < _DEEPEST:
+            pending += ((found.path / name, depth + 1) for name in found.folders)
+
+
+def _stays_inside(link: Path, root: Path) -> bool:
+    """Return whether a link leads to a place below `root`, or into the blobs of the same hub cache."""
+    target, top = link.resolve(), root.resolve()
+    blobs = [above.parent / "blobs" for above in (top, *top.parents) if above.name == "snapshots"]
+    return any(target.is_relative_to(place) for place in (top, *blobs))

@@ -1,0 +1,165 @@
+"""A Hugging Face folder: weights in one file or many, an index, and the small files of a model.
+
+    model.safetensors | model-0000N-of-0000M.safetensors + model.safetensors.index.json
+    pytorch_model.bin | pytorch_model-0000N-of-0000M.bin + pytorch_model.bin.index.json
+    config.json, generation_config.json, tokenizer*, ...
+
+Safetensors are preferred where both are there, as transformers does. An index must agree with the
+files in both directions. Names in it are plain names in the folder. A single safetensors file of any
+name is this layout, too; one of several is not.
+
+Memory:
+    Headers only: a few hundred bytes per tensor.
+
+Source:
+    transformers src/transformers/modeling_utils.py; huggingface_hub src/huggingface_hub/serialization.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from unshard.checkpoint import Checkpoint, Extra, Layout
+from unshard.errors import IncompleteCheckpointError
+from unshard.readers.folders import Folder, look_into
+from unshard.readers.protocol import Candidate
+from unshard.readers.safetensors_file import (
+    SafetensorsHeader,
+    describe_safetensors_file,
+    read_safetensors_header,
+)
+from unshard.readers.selection import select_model
+from unshard.readers.training_files import training_kind
+from unshard.readers.weight_index import (
+    WeightIndex,
+    describe_weight_index,
+    part_of,
+    require_agreement,
+)
+from unshard.readers.weights_file import WeightsFile, describe_weights_file
+from unshard.storage.files import InputFile
+
+__all__ = [
+    "SafetensorsHeader",
+    "WeightsFile",
+    "describe_safetensors_file",
+    "describe_weights_file",
+    "find_candidates",
+    "open_candidate",
+    "read_safetensors_header",
+]
+
+_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+# Copies in the other format, and FSDP's own copy of what the Trainer writes, are the same model.
+_COPIES = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5}|_fsdp)?\.(bin|safetensors)(\.index\.json)?")
+_MANIFEST = "unshard.manifest.json"
+
+
+def find_candidates(folder: Folder) -> Iterator[Candidate]:
+    """Yield the model whose weights lie in a folder, or else every safetensors file in it."""
+    found = _format(folder)
+    if found is not None:
+        files = tuple(filter(_COPIES.fullmatch, folder.files))
+        yield Candidate(folder.path, files, f"Hugging Face folder ({found[1]})")
+        return
+    for name in folder.files:
+        if name.endswith(".safetensors") and not _is_of_another_layout(name):
+            stem = name.removesuffix(".safetensors")
+            yield Candidate(folder.path / name, (name,), "safetensors file", stem)
+
+
+def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
+    """Return the model in a Hugging Face folder, or in one safetensors file; no tensor is read.
+
+    Raises:
+        IncompleteCheckpointError: Files of it are missing; the tensors they held are named.
+        UnsafeFileError: The index and the files disagree.
+        InputError: It cannot be read.
+    """
+    path = candidate.path
+    is_folder = path.is_dir()
+    folder = look_into(path if is_folder else path.parent, path if is_folder else path.parent)
+    index = _index_of(folder) if is_folder else _only(path.name)
+    parts = [describe_weights_file(InputFile.describe(folder.path / name)) for name in index.files]
+    require_agreement(folder, index, {part.file.path.name: part.tensors for part in parts})
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    storages = {name: token for part in parts for name, token in part.storages.items()}
+    chosen = select_model({(): tensors}, select, path)
+    before = f"{chosen.prefix}." if chosen.prefix else ""
+    return Checkpoint(
+        path=path,
+        root=folder.path,
+        layout=_layout(folder, index, is_folder=is_folder),
+        tensors=chosen.tensors,
+        container=parts[0].container if len(parts) == 1 else (),
+        selected=chosen.prefix,
+        storages={name: storages[before + name] for name in chosen.tensors},
+        files=tuple(part.file for part in parts),
+        checksums=tuple(checksum for part in parts for checksum in part.checksums),
+        extras=(*_once(parts), *(_copies(folder, index) if is_folder else ())),
+        classes=tuple(dict.fromkeys(name for part in parts for name in part.classes)),
+        findings=tuple(found for part in parts for found in part.findings),
+    )
+
+
+def _format(folder: Folder) -> tuple[str, str] | None:
+    """Return the stem and ending of the weights in a folder: safetensors, where there are both."""
+    for stem, ending in _FORMATS:
+        own = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{ending}|{stem}\.{ending}\.index\.json")
+        if any(map(own.fullmatch, folder.files)):
+            return stem, ending
+    return None
+
+
+def _index_of(folder: Folder) -> WeightIndex:
+    found = _format(folder)
+    assert found is not None
+    return describe_weight_index(folder, *found)
+
+
+def _only(name: str) -> WeightIndex:
+    """Return the index of a single file.
+
+    Raises:
+        IncompleteCheckpointError: Its name says that it is one of several.
+    """
+    part = part_of(name)
+    if part is not None and part[1] > 1:
+        raise IncompleteCheckpointError(
+            name,
+            f"is file {part[0]} of {part[1]} of a model",
+            hint="Give the folder that all of them lie in.",
+        )
+    return WeightIndex((name,), None, {})
+
+
+def _is_of_another_layout(name: str) -> bool:
+    return training_kind(name) is not None or name.startswith(("adapter_model", "shard-"))
+
+
+def _once(parts: list[WeightsFile]) -> tuple[Extra, ...]:
+    """Return what the files hold besides tensors, without what every one of them repeats."""
+    return tuple(dict.fromkeys(extra for part in parts for extra in part.extras))
+
+
+def _copies(folder: Folder, index: WeightIndex) -> Iterator[Extra]:
+    """Yield files of weights that are not part of the model that was taken."""
+    for name in filter(_COPIES.fullmatch, folder.files):
+        if name not in index.files and not name.endswith(".json"):
+            yield Extra(name, "file", (folder.path / name).stat().st_size, "weights that were not read")
+
+
+def _layout(folder: Folder, index: WeightIndex, *, is_folder: bool) -> Layout:
+    ending = index.files[0].rpartition(".")[2]
+    count = "one file" if len(index.files) == 1 else f"{len(index.files)} files"
+    evidence = [f"`{index.name}` lists {count}" if index.name else f"`{index.files[0]}`"]
+    writer = None
+    for name, who in ((_MANIFEST, "unshard"), ("trainer_state.json", "Hugging Face Trainer")):
+        if writer is None and name in folder.files:
+            writer = who
+            evidence.append(f"`{name}` lies beside it")
+    if "config.json" in folder.files and is_folder:
+        evidence.append("`config.json` lies beside it")
+    title = f"Hugging Face folder: {count} of {ending}" if is_folder else "one safetensors file"
+    return Layout("hugging-face", title, writer, tuple(evidence))

@@ -1,0 +1,68 @@
+"""Epochs and steps in the names of files and folders.
+
+    checkpoint-500, step_00010, ep3-ba200, epoch=1-step=99      a word and its number
+    meta-llama--Llama-3.2-1B-2                                  llama-recipes: <model>-<epoch>
+    meta-llama--Llama-3.2-1B-2-500                              forks of it: <model>-<epoch>-<step>
+
+Models have numbers in their names, too. What belongs to the name is told by the folder, which
+llama-recipes calls `<anything>-<model>`, and by the other files beside it.
+
+Source:
+    llama-cookbook src/llama_cookbook/model_checkpointing/checkpoint_handler.py
+    (`save_fsdp_model_checkpoint_full`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_WORD = re.compile(
+    r"(?<![A-Za-z])(checkpoint|ckpt|global_?step|step|epoch|iteration|iter|ep|ba)([-_=]?)(\d{1,18})(?![\d.])",
+    re.IGNORECASE,
+)
+_ONE = re.compile(r"(.*[^\d])[-_](\d{1,18})")
+_TWO = re.compile(r"(.*[^\d])-(\d{1,18})-(\d{1,18})")
+_NO_STEP = re.compile(r"(.*[-_.])?(rank|shard|part|mp|tp|pp|fsdp|of)", re.IGNORECASE)
+
+Numbers = tuple[int, ...]
+
+
+def split_words(name: str) -> tuple[str, Numbers]:
+    """Return a name without the numbers that follow words for steps, and these numbers."""
+    numbers = tuple(int(number) for _, _, number in _WORD.findall(name))
+    return _WORD.sub(r"\1\2#", name), numbers
+
+
+def split_names(stems: Iterable[str], folder: Path) -> dict[str, tuple[str, Numbers]]:
+    """Return, for names of files in one folder, what names the model and the numbers after it."""
+    names = list(stems)
+    return {name: _split(name, names, folder) for name in names}
+
+
+def is_named_after(folder: Path, model: str) -> bool:
+    """Return whether llama-recipes would put files of `model` (with `--` for `/`) into `folder`."""
+    return bool(model) and str(folder).endswith(f"-{model.replace('--', '/')}")
+
+
+def _split(name: str, names: list[str], folder: Path) -> tuple[str, Numbers]:
+    series, numbers = split_words(name)
+    if numbers:
+        return series, numbers
+    one, two = _ONE.fullmatch(name), _TWO.fullmatch(name)
+    if one is None or _NO_STEP.fullmatch(one[1]):
+        return name, ()
+    if (
+        two
+        and not is_named_after(folder, one[1])
+        and (is_named_after(folder, two[1]) or _has_other_epochs(two, names))
+    ):
+        return two[1], (int(two[2]), int(two[3]))
+    return one[1], (int(one[2]),)
+
+
+def _has_other_epochs(two: re.Match[str], names: list[str]) -> bool:
+    """Return whether another name differs from this one in the number before the last."""
+    others = (_TWO.fullmatch(name) for name in names)
+    return any(other and other[1] == two[1] and other[2] != two[2] for other in others)
