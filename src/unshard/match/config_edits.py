@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unshard.base.configuration import TIE_FLAG, Config, all_levels, places_of, text_levels
-from unshard.dtypes import DType
+from unshard.dtypes import DTYPES, DType
 from unshard.findings import Finding, finding
 
 Edits = dict[str, object]
@@ -14,14 +14,25 @@ Edits = dict[str, object]
 _DTYPE_SINCE = (4, 56)
 
 
-def dtype_edits(config: Config, dtype: DType | None) -> Edits:
+def dtype_edits(config: Config, dtype: DType | None, *, uniform: bool) -> Edits:
     """Return the edits that make the configuration name the dtype that most of the tensors have.
 
     A configuration that names none means float32, and gets a key only for another one.
+
+    Args:
+        config: The base's configuration.
+        dtype: The dtype that most of the tensors have.
+        uniform: Whether all floating tensors have it, so that no part of the model has another.
     """
     if dtype is None:
         return {}
-    places = dict(places_of(config, "dtype"))
+    levels = all_levels(config) if uniform else text_levels(config)
+    places = {
+        ".".join((*path, key)): level[key]
+        for path, level in levels
+        for key in ("torch_dtype", "dtype")
+        if key in level and (not path or _plain(level[key]) in DTYPES)
+    }
     if not places:
         return {} if dtype.name == "float32" else {_dtype_key(config): dtype.name}
     return {key: dtype.name for key, value in places.items() if _plain(value) != dtype.name}

@@ -83,9 +83,10 @@ def _config_edits(draft: Draft, base: Base, tensors: Mapping[str, Tensor]) -> di
     """Return everything in config.json that the tensors prove wrong."""
     config = base.config
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.dtype.kind == "float"}
     return {
         **architecture_edits(config),
-        **dtype_edits(config, main_dtype(tensors)),
+        **dtype_edits(config, main_dtype(tensors), uniform=len(floats) == 1),
         **vocabulary_edits(shapes, config, draft.resize),
         **tie_edits(config, tied=draft.tied, diverged=draft.diverged),
         **cache_edits(config),

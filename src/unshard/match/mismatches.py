@@ -212,6 +212,17 @@ def _other_head(evidence: Evidence) -> str | None:
 _TASK_HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "value_head.", "pre_classifier.", "cls.")
 
 
+def _not_castable(evidence: Evidence) -> str | None:
+    """Numbers of eight bits, which are nothing without their scales."""
+    small = [m for m in evidence.mismatches if m.kind == "dtype" and str(m.saw).startswith("float8")]
+    if not small:
+        return None
+    return (
+        f"`{small[0].name}` is {small[0].saw}, and numbers of float8 mean nothing without their scales. Keep "
+        "them with --dtype keep, or look for the checkpoint in the precision of training."
+    )
+
+
 def _other_rotation(evidence: Evidence) -> str | None:
     """Rotary frequencies that do not follow from the configuration."""
     if not evidence.names("value"):
@@ -231,5 +242,6 @@ _RULES: tuple[Callable[[Evidence], str | None], ...] = (
     _other_model,
     _missing_head,
     _other_head,
+    _not_castable,
     _other_rotation,
 )

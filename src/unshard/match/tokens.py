@@ -28,13 +28,13 @@ def count_tokens(side_files: Mapping[str, Path]) -> int | None:
     """Return one more than the highest token id of the tokenizer in these files, or None if unknown."""
     try:
         if "tokenizer.json" in side_files:
-            return _in_tokenizer_json(side_files["tokenizer.json"])
+            return _in_tokenizer_json(side_files["tokenizer.json"]) or None
         counts = [
             _in_flat_json(side_files[n]) for n in ("vocab.json", "added_tokens.json") if n in side_files
         ]
         if "vocab.json" not in side_files and "tokenizer.model" in side_files:
             counts.append(_in_sentencepiece(side_files["tokenizer.model"]))
-        return max((count for count in counts if count is not None), default=None)
+        return max((count for count in counts if count is not None), default=None) or None
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -47,7 +47,7 @@ def _in_tokenizer_json(path: Path) -> int | None:
         highest = max((int(match[1]) for match in _ADDED.finditer(text)), default=-1)
         start = _VOCABULARY.search(text)
         if start is None:
-            return highest + 1 or None
+            return highest + 1
         if start[1] == b"[":
             return max(highest + 1, _listed(text, start.end()))
         return max(highest + 1, _numbered(text, start.end()))
