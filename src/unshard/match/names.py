@@ -103,17 +103,19 @@ def _candidates(shapes: Mapping[str, Shape], needs: Needs) -> Iterator[Naming]:
 
 
 def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
-    """Yield the stem with a prefix that most names share removed, and one that the model has added.
+    """Yield the stem with a prefix removed wherever it stands, and one that the model has added.
 
-    A prefix of few names would not be a container but a guess at what a single tensor is called.
+    Either must change most of the names: less would not be a container, but a guess at what a single
+    tensor is called.
     """
-    names = list(stem.names.values())
-    ours = [p for p in _prefixes(names) if 2 * sum(name.startswith(p) for name in names) > len(names)]
+    ours = _prefixes(stem.names.values())
     theirs = _prefixes(needs.required)
     for prefix, added in [*((p, "") for p in ours), *((p, a) for p in ["", *ours] for a in theirs)]:
         rename = _Prefixes(prefix, added, needs.expected)
         if _is_plausible(stem, rename, needs):
-            yield _renamed(stem, rename, prefix=prefix, added=added)
+            naming = _renamed(stem, rename, prefix=prefix, added=added)
+            if 2 * naming.changed > len(naming.names):
+                yield naming
 
 
 @dataclass(frozen=True, slots=True)
