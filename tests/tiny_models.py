@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import transformers
 
 from trainers.tiny_llama import tiny_tokenizer
 from unshard.base import Base
-from unshard.dtypes import BY_TAG, DTYPES
+from unshard.dtypes import DTYPES
 from unshard.match.model import Model
 from unshard.plan import SideFile
+from unshard.readers.safetensors_file import describe_safetensors_file
 from unshard.storage.files import InputFile
-from unshard.tensors import CastTensor, DescribedTensor, FileSource, Tensor, whole_tensor
+from unshard.tensors import CastTensor, DescribedTensor, Tensor
 
 SIZES: dict[str, Any] = {
     "vocab_size": 515,
@@ -77,10 +77,11 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, *, seed: int = 7
     """Return a model whose every weight is random, in eval mode."""
     torch.manual_seed(seed)
     model = FAMILIES[family]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():
+        # Not `model.to`, which would round the frequencies of rotary embeddings as well.
+        parameter.data = torch.empty_like(parameter.data).normal_(std=0.2).to(dtype)
+    model.config.dtype = dtype
+    return model.eval()
 
 
 def write_folder(model: Any, folder: Path, *, tokenizer: bool = True) -> Path:
@@ -93,18 +94,7 @@ def write_folder(model: Any, folder: Path, *, tokenizer: bool = True) -> Path:
 
 def describe_folder(folder: Path) -> dict[str, DescribedTensor]:
     """Return the tensors of the folder's one safetensors file."""
-    file = InputFile.describe(folder / "model.safetensors")
-    (length,) = struct.unpack("<Q", file.read(0, 8))
-    header = json.loads(file.read(8, 8 + length))
-    header.pop("__metadata__", None)
-    return {
-        name: whole_tensor(
-            FileSource.contiguous(
-                file, 8 + length + entry["data_offsets"][0], entry["shape"], BY_TAG[entry["dtype"]]
-            )
-        )
-        for name, entry in header.items()
-    }
+    return describe_safetensors_file(InputFile.describe(folder / "model.safetensors"))
 
 
 def base_of(folder: Path) -> Base:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 
-from unshard.checks.completeness import describe_completeness
+from unshard.base.side_files import makes_tokenizer
 from unshard.errors import InferenceError, OptionError
 from unshard.findings import Finding, finding
 from unshard.inference.quiet import collected_warnings
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase | None, tuple[Finding, ...]]:
     """Return the tokenizer in `folder`, or None and the reason why there is none to be had."""
     reason = "no file of one lies beside the configuration"
-    if describe_completeness({path.name for path in folder.iterdir()}).has_tokenizer:
+    # From settings alone transformers makes a tokenizer without words, and says nothing.
+    if makes_tokenizer({path.name: path for path in folder.iterdir()}):
         try:
             with collected_warnings():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
