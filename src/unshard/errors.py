@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 
@@ -40,6 +41,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Sequence[str], *, at_most: int = 3) -> str:
+    """Return the first few of many names, and how many more there are."""
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 class UnshardError(Exception):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from unshard.errors import OptionError, OutputError
+from unshard.errors import OptionError, OutputError, listed
 from unshard.plan import OutputFile, Placement, SideFile
 from unshard.tensors import Tensor, byte_count, element_count
 
@@ -73,7 +73,7 @@ def _require_writable(tensors: Mapping[str, Tensor]) -> None:
     untagged = {name: tensor.dtype.name for name, tensor in tensors.items() if tensor.dtype.tag is None}
     if untagged:
         raise OutputError(
-            _some(list(untagged)),
+            listed(list(untagged)),
             "cannot be written as safetensors, which has no such dtype",
             saw=", ".join(sorted(set(untagged.values()))),
             expected="a dtype of the safetensors format",
@@ -82,16 +82,10 @@ def _require_writable(tensors: Mapping[str, Tensor]) -> None:
     unnameable = [ascii(name) for name in tensors if not name.isprintable() or name in ("", _METADATA)]
     if unnameable:
         raise OutputError(
-            _some(unnameable),
+            listed(unnameable),
             "cannot be the name of a tensor in a safetensors file",
             expected=f"printable characters, and not {_METADATA}",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first three names, and how many there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _split(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:
