@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 
