@@ -1,0 +1,1 @@
+"""Small independent checks; each looks at one thing and returns findings."""

@@ -1,0 +1,196 @@
+"""`unshard convert`: a complete, verified model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unshard.cli.options import (
+    base_option,
+    json_option,
+    path_argument,
+    quiet_option,
+    which_checkpoint,
+    workers_option,
+)
+from unshard.cli.printing import (
+    command,
+    counted,
+    echo,
+    echo_commands,
+    echo_findings,
+    echo_json,
+    echo_rows,
+    level_rows,
+    plain,
+)
+from unshard.cli.progress_bar import progress_bar
+from unshard.sizes import format_size
+
+if TYPE_CHECKING:
+    from unshard.conversion import Conversion, DTypePolicy, Format, Preparation
+    from unshard.match import Decision
+
+
+@click.command(short_help="Write a complete, verified model.")
+@path_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@base_option
+@click.option(
+    "--to",
+    type=click.Choice(["safetensors", "pt"]),
+    default="safetensors",
+    show_default=True,
+    help="Format of the tensors: a Hugging Face folder of safetensors, or torch's own format; "
+    "with `pt`, OUT may also be one file that ends in .pt.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["base", "keep", "float32", "bfloat16", "float16"]),
+    default="base",
+    show_default=True,
+    help="`base`: as the base has it, tensor by tensor. `keep`: as the checkpoint has it.",
+)
+@click.option(
+    "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of tensors."
+)
+@which_checkpoint
+@click.option("--overwrite", is_flag=True, help="Replace OUT; the old one goes after the new one is whole.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--prove", is_flag=True, help="Also load the result in transformers and run it (extra `hf`).")
+@click.option("--no-verify", is_flag=True, help="Do not read the result back and compare it with the source.")
+@click.option("--no-digest", is_flag=True, help="Leave the SHA-256 of every tensor out of the manifest.")
+@click.option("--no-fsync", is_flag=True, help="Do not wait until the disk has it all.")
+@click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
+@workers_option
+@quiet_option
+@json_option
+def convert(
+    path: Path,
+    out: Path,
+    base: str | None,
+    to: Format,
+    dtype: DTypePolicy,
+    max_shard_size: str,
+    step: int | None,
+    select: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    prove: bool,
+    no_verify: bool,
+    no_digest: bool,
+    no_fsync: bool,
+    offline: bool,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Turn the checkpoint at PATH into a model in the new folder OUT.
+
+    OUT holds the tensors, the base's configuration (edited only where the tensors prove it wrong),
+    tokenizer, generation settings and chat template, and a manifest. It appears whole or not at all.
+    """
+    from unshard.conversion import Settings, carry_out, plan_conversion
+
+    ready = plan_conversion(
+        path,
+        out,
+        base=base,
+        to=to,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        step=step,
+        select=select,
+        download=not offline,
+    )
+    if dry_run:
+        _print_plan(ready, path, quiet=quiet, as_json=as_json)
+        return
+    settings = Settings(overwrite, not no_verify, not no_digest, prove, not no_fsync, workers)
+    with progress_bar(shown=not (quiet or as_json)) as progress:
+        done = carry_out(ready, settings, progress=progress)
+    if as_json:
+        echo_json(done)
+        return
+    _print_result(ready, done, quiet=quiet)
+
+
+def _print_plan(ready: Preparation, path: Path, *, quiet: bool, as_json: bool) -> None:
+    plan = ready.plan
+    if as_json:
+        echo_json(ready.to_json())
+        return
+    echo(f"{click.style('plan', bold=True)}  nothing was written")
+    echo_rows(_head(ready))
+    echo_rows(
+        [
+            (
+                "files",
+                [
+                    f"{f.name}  {format_size(f.size)}, {counted(len(f.placements), 'tensor')}"
+                    for f in plan.files
+                ],
+            ),
+            ("", [f"{f.name}  {format_size(f.size)} ({f.origin})" for f in plan.side_files]),
+            ("disk", f"{format_size(plan.output_bytes)} needed at {plan.target.absolute().parent}"),
+            ("memory", f"{format_size(plan.budget_bytes)} for tensor data at most"),
+            ("edits", [f"{key}: {plain(value)}" for key, value in ready.model.config_edits.items()]),
+        ]
+    )
+    changed = [d for d in plan.decisions if d.target is None or d.reason or d.source != d.target]
+    same = len(plan.decisions) - len(changed)
+    echo()
+    echo_rows([("as it is", counted(same, "tensor")), *((plain(d.source), _decision(d)) for d in changed)])
+    echo_findings(plan.findings, quiet=quiet)
+
+
+def _decision(decision: Decision) -> str:
+    if decision.target is None:
+        return f"dropped: {plain(decision.reason)}"
+    renamed = "" if decision.target == decision.source else f"-> {plain(decision.target)}"
+    return ", ".join(filter(None, [renamed, plain(decision.reason)]))
+
+
+def _head(ready: Preparation) -> list[tuple[str, object]]:
+    checkpoint, base = ready.checkpoint, ready.base
+    return [
+        ("checkpoint", f"{plain(checkpoint.path)} ({plain(checkpoint.layout.title)})"),
+        ("base", f"{plain(base.reference)} ({plain(base.origin)})" if base else "none"),
+        ("output", plain(ready.plan.target)),
+    ]
+
+
+def _print_result(ready: Preparation, done: Conversion, *, quiet: bool) -> None:
+    if quiet:
+        echo_findings(done.findings, quiet=True)
+        return
+    amount = f"{counted(len(done.manifest.tensors), 'tensor')}, {format_size(done.output_bytes)}"
+    rate = format_size(round(done.output_bytes / max(done.seconds, 1e-9)))
+    echo_rows(
+        [
+            *_head(ready),
+            (
+                "written",
+                f"{amount} in {counted(len(ready.plan.files), 'file')}, {done.seconds:.1f} s, {rate}/s",
+            ),
+            ("dropped", [f"{plain(d['source'])}: {plain(d['reason'])}" for d in done.manifest.dropped]),
+            *level_rows(done.proof),
+        ]
+    )
+    echo_findings(done.findings)
+    echo_commands("next", next_commands(ready))
+
+
+def next_commands(ready: Preparation) -> list[str]:
+    """Return the commands that use the result."""
+    target, base = ready.plan.target, ready.base
+    if ready.plan.files[0].name == target.name:
+        return [f"python -c 'import torch; torch.load(\"{target}\", mmap=True)'"]
+    verify = ["unshard", "verify", target, "--against", ready.checkpoint.path]
+    lines = [command(*verify)]
+    if base is not None:
+        lines.insert(0, command("unshard", "run", target, "--prompt", "Hello"))
+        lines.append(command("vllm", "serve", target))
+    return lines

@@ -1,0 +1,38 @@
+"""Options that several commands share, each worded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+path_argument = click.argument("path", type=click.Path(path_type=Path))
+
+base_option = click.option(
+    "--base",
+    metavar="DIR|HUB_ID",
+    help="The model training started from: a folder, or a name on the hub. "
+    "Without it, it is looked for in and beside the checkpoint.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, and no mere facts.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(1, 64), help="Threads; by default one per core, at most four."
+)
+
+
+def which_checkpoint(command: _Command) -> _Command:
+    """Add the options that choose one checkpoint, and one model in it."""
+    step = click.option(
+        "--step", type=int, metavar="N", help="Which of several epochs or steps; the newest without it."
+    )
+    select = click.option(
+        "--select",
+        metavar="PREFIX",
+        help="Which of several models in one file: its container, or the prefix of its names.",
+    )
+    return step(select(command))

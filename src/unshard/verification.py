@@ -1,0 +1,220 @@
+"""Proof of a model, from what lies on disk: bytes, structure, and a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unshard.base import Base, ExpectedTensor, find_base
+from unshard.base.configuration import read_config
+from unshard.checkpoint import Checkpoint, Checksum
+from unshard.dtypes import DTYPES
+from unshard.engines.workers import default_workers
+from unshard.errors import BaseModelError, MatchError, MissingExtraError, OptionError
+from unshard.findings import Finding, finding
+from unshard.manifest import Manifest, manifest_name, read_manifest
+from unshard.match import answer_questions, match_model, questions_for
+from unshard.progress import Progress, Silence
+from unshard.readers import open_checkpoint
+from unshard.tensors import Tensor
+from unshard.verify.bytes import verify_bytes
+from unshard.verify.coverage import used_checksums
+from unshard.verify.forward import verify_forward
+from unshard.verify.levels import Level, bytes_level, forward_level, structure_level
+from unshard.verify.structure import verify_structure
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What verification found.
+
+    Attributes:
+        path: The model that was verified.
+        sound: Whether something was compared, and nothing differs.
+        levels: Bytes, structure and forward, in this order.
+    """
+
+    path: Path
+    sound: bool
+    levels: tuple[Level, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What differs, and what a person should know."""
+        return tuple(item for level in self.levels for item in level.findings)
+
+
+def verify(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    base: str | Path | None = None,
+    forward: bool | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Return what the model at `path` is worth, by what lies on disk.
+
+    Args:
+        path: A model folder, ours or anybody's, or a file with a state dict.
+        against: The training checkpoint. It is matched to the model's own names, shapes and dtypes,
+            and every bit is compared, after the declared cast where the dtypes differ.
+        base: The model training started from, for the names and shapes a complete model has.
+        forward: Whether to load it in transformers and run it; None does so where that is installed.
+        workers: Threads; by default one per core, at most four.
+        progress: Told how far it is.
+
+    Memory:
+        For bytes and structure, as `convert`. For the forward pass, one copy of the model.
+
+    Raises:
+        InputError: `path` or `against` cannot be read at all.
+        BaseModelError: The base cannot be read.
+        OptionError: There is nothing to compare it with.
+    """
+    target, progress = Path(path), progress or Silence()
+    crew = workers or default_workers()
+    written = open_checkpoint(target, step=None, select=None)
+    manifest = read_manifest(_manifest_path(written))
+    named = None if base is None else find_base(written, reference=str(base), download=False)[0]
+    levels = (
+        _verify_bytes(written, manifest, against, workers=crew, progress=progress),
+        _verify_structure(written, manifest, named),
+        _verify_forward(written, named, wanted=forward),
+    )
+    if all(level.verdict == "not checked" for level in levels):
+        raise OptionError(
+            target,
+            "cannot be verified by itself",
+            saw="; ".join(f"{level.name}: {level.evidence[0]}" for level in levels),
+            hint="Name the checkpoint it was made from with --against.",
+        )
+    return Verification(target, all(level.verdict != "differs" for level in levels), levels)
+
+
+def _manifest_path(written: Checkpoint) -> Path:
+    folder = written.path if written.path.is_dir() else written.path.parent
+    return folder / manifest_name(written.path)
+
+
+def _verify_bytes(
+    written: Checkpoint,
+    manifest: Manifest | None,
+    against: str | Path | None,
+    *,
+    workers: int,
+    progress: Progress,
+) -> Level:
+    """Compare every byte with the source's, and with the digests of the manifest."""
+    expected: Mapping[str, Tensor] = {}
+    checksums: tuple[Checksum, ...] = ()
+    if against is not None:
+        try:
+            source, expected = _source_tensors(written, manifest, Path(against))
+        except (MatchError, BaseModelError) as error:
+            found = finding("U703", subject=str(against), saw=error.message, remedy=error.hint)
+            return Level("bytes", "differs", (error.message,), (found,))
+        checksums = used_checksums(source.checksums, expected.values())
+    told = {name: t.sha256 for name, t in manifest.tensors.items() if t.sha256} if manifest else {}
+    if not expected and not told:
+        reason = "nothing to compare with: no manifest with digests; name the checkpoint with --against"
+        return Level("bytes", "not checked", (reason,))
+    proof = verify_bytes(
+        expected,
+        written.tensors,
+        checksums=checksums,
+        workers=workers,
+        digests=bool(told),
+        progress=progress,
+    )
+    if not told:
+        return bytes_level(proof)
+    wrong = tuple(_check_digests(proof.digests, told))
+    compared = f"{len(told) - len(wrong):,} of {len(told):,} tensors have the SHA-256 of the manifest"
+    return bytes_level(proof, compared, findings=wrong)
+
+
+def _source_tensors(
+    written: Checkpoint, manifest: Manifest | None, against: Path
+) -> tuple[Checkpoint, Mapping[str, Tensor]]:
+    """Return the checkpoint, and its tensors as the written model should hold them.
+
+    The model's own names, shapes and dtypes say what is expected, so this works for any model folder,
+    whoever wrote it.
+    """
+    options = manifest.options if manifest else {}
+    source = open_checkpoint(against, step=options.get("step"), select=options.get("select"))
+    config_path = written.path / "config.json"
+    content, config = read_config(config_path) if config_path.is_file() else (b"{}", {})
+    model = Base(
+        path=written.path,
+        reference=str(written.path),
+        origin="the model that is verified",
+        config_bytes=content,
+        config=config,
+        expected={name: ExpectedTensor(t.shape, t.dtype) for name, t in written.tensors.items()},
+        expected_from="the headers of the model that is verified",
+    )
+    answers = answer_questions(questions_for(source, model))
+    return source, match_model(source, model, dtype="base", answers=answers).tensors
+
+
+def _check_digests(found: Mapping[str, str], told: Mapping[str, str]) -> list[Finding]:
+    wrong = [name for name, digest in told.items() if found.get(name) != digest]
+    more = sorted(found.keys() - told.keys())
+    return [
+        finding(
+            "U703",
+            subject=name,
+            saw=f"SHA-256 {found[name]}" if name in found else "no such tensor",
+            expected=f"{told[name]}, as the manifest says"
+            if name in told
+            else "no such tensor, by the manifest",
+            remedy="Convert the checkpoint again, or fetch the folder again from where it came.",
+        )
+        for name in (*wrong, *more)
+    ]
+
+
+def _verify_structure(written: Checkpoint, manifest: Manifest | None, base: Base | None) -> Level:
+    """Compare names, shapes and dtypes with the base's or the manifest's, and the folder with itself."""
+    if not written.path.is_dir():
+        return Level("structure", "not checked", ("one file, with no configuration beside it",))
+    expected, said_by = _expectation(manifest, base)
+    findings = verify_structure(written.path, expected=expected)
+    compared = f"names, shapes and dtypes of {len(written.tensors):,} tensors compared with {said_by}"
+    return structure_level(compared if expected else "the folder compared with itself", findings)
+
+
+def _expectation(
+    manifest: Manifest | None, base: Base | None
+) -> tuple[Mapping[str, ExpectedTensor] | None, str]:
+    """Return what the model needs, and who says so."""
+    if base is not None and base.expected is not None:
+        # A resized vocabulary or a declared cast is no damage: the manifest knows of them.
+        known = manifest.tensors if manifest else {}
+        return {
+            name: ExpectedTensor(known[name].shape, DTYPES[known[name].dtype]) if name in known else wanted
+            for name, wanted in base.expected.items()
+        }, f"{base.reference}'s {base.expected_from}"
+    if manifest is not None:
+        return {
+            name: ExpectedTensor(t.shape, DTYPES[t.dtype]) for name, t in manifest.tensors.items()
+        }, "the manifest"
+    return None, ""
+
+
+def _verify_forward(written: Checkpoint, base: Base | None, *, wanted: bool | None) -> Level:
+    """Load the folder in transformers and run it."""
+    if wanted is False:
+        return Level("forward", "not checked", ("switched off",))
+    if not written.path.is_dir():
+        return Level("forward", "not checked", ("one file; a forward pass needs a model folder",))
+    try:
+        return forward_level(verify_forward(written.path, base=base))
+    except MissingExtraError as error:
+        if wanted:
+            raise
+        note = finding("U702", subject="forward pass", saw=error.problem, remedy=error.hint)
+        return Level("forward", "not checked", (error.problem,), (note,))
