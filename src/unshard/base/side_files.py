@@ -19,7 +19,7 @@ _TAKEN = re.compile(
 _LEFT = re.compile(
     r"config\.json|.*\.index\.json|adapter_.*|consolidated.*|params\.json|(trainer|training)_.*|.*_results\.json"
     r"|(scheduler|optimizer|random_states|rng_state|scaler).*|.*\.manifest\.json|quantize_config\.json"
-    r"|metrics_data.*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|onnx|ot|pkl|npz|npy|py|md|model_data)"
+    r"|metrics_data.*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|onnx|ot|pkl|npz|npy|py|model_data)"
     r"|global_step.*|model_index\.json"
 )
 _TOKENIZER = re.compile(
