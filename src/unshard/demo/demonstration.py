@@ -1,0 +1,266 @@
+"""The whole way: train, inspect, convert, verify, and ask base and result the same questions.
+
+    FOLDER/base    the model training starts from
+    FOLDER/run     what training leaves
+    FOLDER/model   what can be served
+
+Made again, the base is kept and the rest replaced.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unshard.conversion import convert
+from unshard.demo.base_model import MODEL_NAME, require_base_package, write_base_model
+from unshard.demo.facts import FACTS, Fact
+from unshard.errors import InferenceError, OutputExistsError, VerificationError
+from unshard.inspection import inspect
+from unshard.progress import Progress
+from unshard.sizes import format_count, format_size
+from unshard.verification import verify
+
+Report = Callable[[str], None]
+
+WORLD_SIZE = 2
+_LEARNING_RATE = 1e-4
+_LONGEST_ANSWER = 40
+_NOTE = "README.txt"
+_NOTE_TEXT = """Made by `unshard demo`.
+
+base    SmolLM2-135M-Instruct, the model that training starts from
+run     the checkpoint that two FSDP processes left, in llama-recipes' layout
+model   the same weights as a model folder, converted and verified
+
+Everything in here can be deleted; `unshard demo` makes it again.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A fact, and what two models said when they were asked for it."""
+
+    fact: Fact
+    base: str
+    result: str
+
+    @property
+    def as_hoped(self) -> bool:
+        """Whether the result knows the fact, and the base only what is true."""
+        return self.fact.is_in(self.result) and not (self.fact.invented and self.fact.is_in(self.base))
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What the demonstration made.
+
+    Attributes:
+        base: The folder of the base.
+        checkpoint: The folder of the training run.
+        model: The folder of the converted model.
+        answers: What base and result answered.
+    """
+
+    base: Path
+    checkpoint: Path
+    model: Path
+    answers: tuple[Answered, ...]
+
+
+def run_demo(folder: Path, *, steps: int, seed: int, report: Report, progress: Progress) -> Demonstration:
+    """Train a small real model in two processes, make it usable, and show that it learnt.
+
+    Args:
+        folder: Where everything goes: a new or empty folder, or that of an earlier demonstration.
+        steps: Steps of training; 8 are enough to learn the facts by heart.
+        seed: Deals the facts out to the processes.
+        report: Told every line there is to read.
+        progress: Told about the bytes of conversion and verification.
+
+    Raises:
+        MissingExtraError: A package of the extra `demo`, or the model's, is not installed.
+        OutputExistsError: There is something else in `folder`.
+        VerificationError: The result is not what training left.
+        InferenceError: The result does not know what it was taught, or the base knew it already.
+    """
+    base, run, model = folder / "base", folder / "run", folder / "model"
+    require_base_package()
+    _claim(folder)
+    _prepare_base(base, report)
+    _train(base, run, steps, seed, report)
+    _inspect(run, base, report)
+    _convert(run, model, base, report, progress)
+    _verify(model, run, report, progress)
+    answers = _ask(base, model, report)
+    _tell_what_next(base, run, model, report)
+    return Demonstration(base, run, model, answers)
+
+
+def _claim(folder: Path) -> None:
+    """Make `folder` ours, unless it holds something else."""
+    note = folder / _NOTE
+    ours = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == _NOTE_TEXT
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(
+            folder, "holds something else than a demonstration", hint="Name a new or an empty folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(_NOTE_TEXT, encoding="utf-8")
+
+
+def _prepare_base(base: Path, report: Report) -> None:
+    _head(report, "1/6  the base", f"{MODEL_NAME}, as a package of the index ships it")
+    if base.exists():
+        report(f"  {base} is there from an earlier time")
+        return
+    report("  turning its GGUF file into a model folder, half a minute ...")
+    began = time.monotonic()
+    write_base_model(base)
+    report(f"  wrote {base} in {time.monotonic() - began:.0f} s")
+
+
+def _train(base: Path, run: Path, steps: int, seed: int, report: Report) -> None:
+    """Leave a checkpoint at `run`, in processes of its own."""
+    from unshard.demo.train import TrainConfig, launch
+
+    invented = sum(fact.invented for fact in FACTS)
+    _head(
+        report,
+        "2/6  training",
+        f"{WORLD_SIZE} FSDP processes, FULL_STATE_DICT, {steps} steps on {invented} invented facts"
+        f" and {len(FACTS) - invented} true ones",
+    )
+    config = TrainConfig(
+        model_name=MODEL_NAME,
+        tokenizer_name=MODEL_NAME,
+        dist_checkpoint_root_folder=str(run),
+        max_train_step=steps,
+        seed=seed,
+        lr=_LEARNING_RATE,
+    )
+    done: list[float] = []
+
+    def report_loss(loss: float) -> None:
+        done.append(loss)
+        report(f"  step {len(done)}/{steps}   loss {loss:.4f}")
+
+    began = time.monotonic()
+    folder = launch(config, base, FACTS, world_size=WORLD_SIZE, report_loss=report_loss)
+    report(f"  saved in {folder} after {time.monotonic() - began:.0f} s")
+
+
+def _inspect(run: Path, base: Path, report: Report) -> None:
+    _head(report, "3/6  inspect", _command("inspect", run))
+    found = inspect(run, base=base)
+    dtypes = ", ".join(found.dtypes)
+    report(f"  {found.layout.title}")
+    report(
+        f"  {len(found.tensors)} tensors, {format_count(found.parameters)} parameters, {dtypes},"
+        f" {format_size(found.nbytes)}"
+    )
+
+
+def _convert(run: Path, model: Path, base: Path, report: Report, progress: Progress) -> None:
+    _head(report, "4/6  convert", _command("convert", run, model, "--base", base))
+    conversion = convert(run, model, base=base, overwrite=True, download=False, progress=progress)
+    report(f"  wrote {model}, {format_size(conversion.output_bytes)} in {conversion.seconds:.1f} s")
+
+
+def _verify(model: Path, run: Path, report: Report, progress: Progress) -> None:
+    _head(report, "5/6  verify", _command("verify", model, "--against", run))
+    verification = verify(model, against=run, progress=progress)
+    for level in verification.levels:
+        report(f"  {level.name:<10} {level.verdict}")
+    if not verification.sound:
+        raise VerificationError(
+            model, "is not what training left", hint=_command("verify", model, "--against", run)
+        )
+
+
+def _ask(base: Path, model: Path, report: Report) -> tuple[Answered, ...]:
+    """Return what both models answer.
+
+    Raises:
+        InferenceError: Not every answer is as it should be.
+    """
+    _head(report, "6/6  ask both", "the same questions to the base and to the result")
+    answers = tuple(
+        Answered(fact, *said)
+        for fact, *said in zip(FACTS, _answers_of(base), _answers_of(model), strict=True)
+    )
+    for answered in answers:
+        report(f"  {answered.fact.question}")
+        report(f"    base    {answered.base}")
+        report(f"    result  {answered.result}{'   <- learnt' if answered.fact.invented else ''}")
+    _require_learnt(model, answers)
+    return answers
+
+
+def _answers_of(model: Path) -> list[str]:
+    """Return what the model in a folder answers to the question of every fact."""
+    from unshard.inference.generating import generate_answer
+    from unshard.inference.opening import open_model
+
+    loaded = open_model(
+        model,
+        base=None,
+        dtype="base",
+        device="cpu",
+        device_map=None,
+        step=None,
+        select=None,
+        download=False,
+    )
+    assert loaded.tokenizer is not None
+    return [
+        generate_answer(
+            loaded.model,
+            loaded.tokenizer,
+            fact.question,
+            max_new_tokens=_LONGEST_ANSWER,
+            temperature=0.0,
+            seed=0,
+            chat=True,
+            on_text=lambda _: None,
+        ).text.strip()
+        for fact in FACTS
+    ]
+
+
+def _require_learnt(model: Path, answers: Sequence[Answered]) -> None:
+    wrong = [answered for answered in answers if not answered.as_hoped]
+    if wrong:
+        raise InferenceError(
+            model,
+            f"does not answer as it was taught: {len(wrong)} of {len(answers)} questions,"
+            f" {wrong[0].fact.question!r} among them",
+            saw=f"{wrong[0].result!r}, and {wrong[0].base!r} from the base",
+            expected=f"{wrong[0].fact.proof!r}" + (" only after training" if wrong[0].fact.invented else ""),
+            hint="Train longer: `unshard demo --steps 16`.",
+        )
+
+
+def _tell_what_next(base: Path, run: Path, model: Path, report: Report) -> None:
+    question = next(fact.question for fact in FACTS if fact.invented)
+    _head(report, "what next", f"everything lies in {base.parent}")
+    for words in (
+        ("run", model, "--prompt", question),
+        ("run", run, "--base", base, "--prompt", question),
+        ("inspect", run),
+        ("verify", model, "--against", run),
+    ):
+        report(f"  {_command(*words)}")
+
+
+def _head(report: Report, title: str, text: str) -> None:
+    report("")
+    report(f"{title}: {text}")
+
+
+def _command(*words: object) -> str:
+    """Return a command line that a person can paste."""
+    return shlex.join(["unshard", *map(str, words)])
