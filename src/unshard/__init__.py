@@ -1,3 +1,88 @@
-"""Any training checkpoint in, a verified, servable model out."""
+"""Any training checkpoint in, a verified, servable model out.
+
+    unshard.inspect(path)              what is this? headers only
+    unshard.open(path)                 its tensors, described but not read
+    unshard.convert(path, out)         a complete, verified model folder
+    unshard.verify(out)                proof of a model folder
+    unshard.load(path)                 the model in memory, ready for inference (extra `hf`)
+
+Nothing is imported before it is used, so the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unshard.checkpoint import Checkpoint
+    from unshard.conversion import Conversion, convert, plan_conversion
+    from unshard.errors import UnshardError
+    from unshard.findings import Finding, Severity
+    from unshard.inference import load
+    from unshard.inspection import Inspection, inspect
+    from unshard.tensors import DescribedTensor
+    from unshard.verification import Verification, verify
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "Conversion",
+    "DescribedTensor",
+    "Finding",
+    "Inspection",
+    "Severity",
+    "UnshardError",
+    "Verification",
+    "__version__",
+    "convert",
+    "inspect",
+    "load",
+    "open",
+    "plan_conversion",
+    "verify",
+]
+
+_ROOMS = {
+    "Checkpoint": "checkpoint",
+    "Conversion": "conversion",
+    "DescribedTensor": "tensors",
+    "Finding": "findings",
+    "Inspection": "inspection",
+    "Severity": "findings",
+    "UnshardError": "errors",
+    "Verification": "verification",
+    "convert": "conversion",
+    "inspect": "inspection",
+    "load": "inference",
+    "plan_conversion": "conversion",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def open(path: str | Path, *, step: int | None = None, select: str | None = None) -> Checkpoint:  # noqa: A001
+    """Return the checkpoint at `path`: a mapping from names to tensors that are described, not read.
+
+    Args:
+        path: A run folder, a checkpoint folder, a file, or a model folder.
+        step: Which of several checkpoints side by side; the newest without it.
+        select: The container or prefix of the model, where a file holds several.
+
+    Raises:
+        InputError: It cannot be read as a checkpoint.
+    """
+    from unshard.readers import open_checkpoint
+
+    return open_checkpoint(Path(path), step=step, select=select)
