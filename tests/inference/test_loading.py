@@ -25,7 +25,7 @@ from tiny_models import (
     write_folder,
 )
 from unshard.errors import DamagedFileError, InferenceError, OptionError
-from unshard.inference.loading import LoadedModel, load_model, require_tokenizer
+from unshard.inference.loading import LoadedModel, load_model
 from unshard.plan import SideFile
 
 TOKENS = torch.tensor([[5, 17, 400, 33, 8, 514, 12]])
@@ -180,12 +180,6 @@ def test_settings_alone_are_no_tokenizer(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert (folder / "tokenizer_config.json").exists()
     assert load_folder(folder).tokenizer is None
-
-
-def test_to_ask_for_text_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
-    loaded = load_folder(write_folder(tiny_model("llama"), tmp_path, tokenizer=False))
-    with pytest.raises(InferenceError, match=r"`tokenizer` is missing.*no file of one lies beside"):
-        require_tokenizer(loaded)
 
 
 def test_a_model_that_takes_no_text_is_loaded_untried(tmp_path: Path) -> None:

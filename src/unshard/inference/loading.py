@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unshard.dtypes import DTYPES
-from unshard.errors import InferenceError, OptionError
+from unshard.errors import OptionError
 from unshard.findings import Finding, finding
 from unshard.inference.building import build_from_tensors
 from unshard.inference.forward_pass import PROMPT, require_finite_logits, takes_text
@@ -98,24 +98,6 @@ def load_model(
     for file in {place.file for tensor in model.tensors.values() for place in tensor.places}:
         file.require_unchanged()
     return LoadedModel(built, tokenizer, findings, loaded - began, time.perf_counter() - loaded)
-
-
-def require_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer.
-
-    Raises:
-        InferenceError: There is none; says why.
-    """
-    if loaded.tokenizer is None:
-        why = next(found for found in loaded.findings if found.code == "U602")
-        raise InferenceError(
-            "tokenizer",
-            "is missing, and the model cannot be asked anything without one",
-            saw=why.saw,
-            expected=why.expected,
-            hint=why.remedy,
-        )
-    return loaded.tokenizer
 
 
 @contextmanager
