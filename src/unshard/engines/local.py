@@ -18,7 +18,7 @@ from unshard.engines.workers import Job, affordable_workers, run_jobs
 from unshard.engines.written_file import WrittenFile
 from unshard.plan import OutputFile, Placement, Plan, SideFile
 from unshard.progress import Progress
-from unshard.storage.checksums import combine_crc32
+from unshard.storage.checksums import crc32_of_parts
 from unshard.storage.files import InputFile
 from unshard.tensors import Run, element_count
 
@@ -111,17 +111,10 @@ class _FileInProgress:
 
     def _finish(self) -> None:
         if self.planned.seal is not None:
-            whole = {p.name: self._checksum(p.name) for p in self.planned.placements}
+            whole = {p.name: crc32_of_parts(self._checksums[p.name]) for p in self.planned.placements}
             for offset, data in self.planned.seal(whole):
                 self.written.write(offset, data)
         self.written.close()
-
-    def _checksum(self, name: str) -> int:
-        """Return the CRC-32 of a tensor from those of its pieces."""
-        whole = 0
-        for _, length, crc32 in sorted(self._checksums[name]):
-            whole = combine_crc32(whole, crc32, length)
-        return whole
 
 
 def _jobs(
@@ -135,15 +128,29 @@ def _jobs(
         file.begin()
         for placement in sorted(planned.placements, key=_reading_order):
             count = element_count(placement.tensor)
-            step = _PIECE_BYTES // placement.tensor.dtype.itemsize
-            for start in range(0, count, step):
-                yield partial(_write_piece, file, placement, start, min(count, start + step))
+            for start, stop in _aligned_ranges(placement, 0, count, _PIECE_BYTES):
+                yield partial(_write_piece, file, placement, start, stop)
 
 
 def _reading_order(placement: Placement) -> tuple[str, int]:
     """Return where a tensor's bytes lie in the source."""
     places = placement.tensor.places
     return (str(places[0].file.path), places[0].offset) if places else ("", 0)
+
+
+def _aligned_ranges(
+    placement: Placement, start: int, stop: int, step_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Cut elements `start` to `stop` where the output file is at multiples of `step_bytes`.
+
+    Whole, aligned blocks are what a page cache and a disk take in the fewest operations.
+    """
+    size = placement.tensor.dtype.itemsize
+    while start < stop:
+        room = step_bytes - (placement.start + start * size) % step_bytes
+        end = min(stop, start + max(1, room // size))
+        yield start, end
+        start = end
 
 
 def _write_piece(
@@ -161,8 +168,7 @@ def _write_piece(
             yield from file.written.copy(run, offset, scratch)
             offset += run.length
     else:
-        for first in range(start, stop, len(scratch) // size):
-            last = min(stop, first + len(scratch) // size)
+        for first, last in _aligned_ranges(placement, start, stop, len(scratch)):
             block = scratch[: (last - first) * size]
             placement.tensor.read(first, last, block)
             if sealed:

@@ -16,6 +16,7 @@ from unshard.errors import OptionError
 from unshard.progress import Progress
 
 _MOST_WORKERS = 4  # more do not make one disk faster
+_REPORT_BYTES = 4 << 20  # progress is told of this much at a time; to tell it of every block is dear
 _STACK_BYTES = 1 << 20  # the kernel's limits on memory count whole stacks, used or not
 
 State = TypeVar("State")
@@ -72,12 +73,16 @@ def run_jobs(
 
     def work() -> None:
         try:
-            state = new_state()
+            state, done = new_state(), 0
             while not stop.is_set() and (job := take()) is not None:
                 for count in job(state):
-                    progress.advance(count)
+                    done += count
                     if stop.is_set():
                         return
+                    if done >= _REPORT_BYTES:
+                        progress.advance(done)
+                        done = 0
+            progress.advance(done)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
             failures.append(error)
             stop.set()

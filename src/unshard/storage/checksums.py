@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 _POLYNOMIAL = 0xEDB88320
@@ -18,6 +19,14 @@ _ONE = 0x80000000  # reflected: the highest bit is x^0
 def combine_crc32(first: int, second: int, second_length: int) -> int:
     """Return the CRC-32 of two stretches of bytes, one after the other, from their own CRC-32s."""
     return _product(first, _power_of_x(8 * second_length)) ^ second
+
+
+def crc32_of_parts(parts: Iterable[tuple[int, int, int]]) -> int:
+    """Return the CRC-32 of a whole from (start, length, CRC-32) of its parts, given in any order."""
+    whole = 0
+    for _, length, crc32 in sorted(parts):
+        whole = combine_crc32(whole, crc32, length)
+    return whole
 
 
 @lru_cache(maxsize=64)  # blocks are nearly always of the same length
