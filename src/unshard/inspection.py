@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint, Extra, Layout, Step, TrainingParameters
-from unshard.checks.completeness import describe_completeness
+from unshard.checks.completeness import missing_files
 from unshard.findings import Finding
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.plan import OutputFile
@@ -185,7 +185,7 @@ def inspect(
         checksummed_bytes=sum(c.stop - c.start for c in checkpoint.checksums),
         steps=checkpoint.steps,
         base=BaseSummary(found.reference, found.origin, found.expected is not None) if found else None,
-        missing=(*describe_completeness(names).missing, *(() if found else ("base",))),
+        missing=(*missing_files(names), *(() if found else ("base",))),
         output_files=len(files),
         output_bytes=sum(file.size for file in files),
         findings=(

@@ -9,7 +9,7 @@ make some engines read the folder in another format.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _TAKEN = re.compile(
@@ -73,7 +73,7 @@ def with_own_tokenizer(files: Mapping[str, Path], own: Mapping[str, Path]) -> di
     return dict(sorted(merged.items()))
 
 
-def makes_tokenizer(names: Mapping[str, Path]) -> bool:
+def makes_tokenizer(names: Iterable[str]) -> bool:
     """Return whether a tokenizer can be made of files of these names; settings alone are not enough."""
     settings = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json"}
     return any(is_tokenizer_file(name) and name not in settings for name in names)

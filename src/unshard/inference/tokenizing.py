@@ -21,7 +21,7 @@ def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase | None, tuple[
     """Return the tokenizer in `folder`, or None and the reason why there is none to be had."""
     reason = "no file of one lies beside the configuration"
     # From settings alone transformers makes a tokenizer without words, and says nothing.
-    if makes_tokenizer({path.name: path for path in folder.iterdir()}):
+    if makes_tokenizer(path.name for path in folder.iterdir()):
         try:
             with collected_warnings():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
