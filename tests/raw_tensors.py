@@ -27,7 +27,7 @@ def random_tensor(shape: tuple[int, ...], dtype: str, *, seed: int) -> torch.Ten
     generator = torch.Generator().manual_seed(seed)
     size = DTYPES[dtype].itemsize
     bits = torch.randint(0, 2, (max(count, 1) * size,), dtype=torch.uint8, generator=generator)
-    return bits.view(getattr(torch, dtype))[:count].reshape(shape)
+    return bits.view(getattr(torch, dtype))[:count].reshape(shape).clone()
 
 
 def awkward_tensors(dtypes: list[str]) -> dict[str, torch.Tensor]:
