@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+FULL = 0xFFFFFFFF
+
 
 @dataclass
 class StorageRef:
@@ -96,7 +98,11 @@ def write_archive(
         file.write(central)
         if wide:
             record = file.tell() - len(prefix)
-            file.write(struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 0x1E03, 45, 0, 0, total, total, len(central), start))
+            file.write(
+                struct.pack(
+                    "<4sQHHIIQQQQ", b"PK\x06\x06", 44, 0x1E03, 45, 0, 0, total, total, len(central), start
+                )
+            )
             file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, record, 1))
         small = [min(total, 0xFFFF), min(total, 0xFFFF), len(central), min(start, 0xFFFFFFFF)]
         file.write(struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, *small, len(comment)) + comment + suffix)
@@ -136,18 +142,20 @@ def _write_entry(file: Any, entry: Entry, place: int) -> bytes:
         "flags": flags, "method": 8 if entry.deflate else 0, "crc32": crc32, "packed": packed, "size": size,
         "name": name, "place": place, "comment": b"", "disk": 0,
     } | entry.central  # fmt: skip
-    wide = [stated[key] for key in ("size", "packed", "place") if stated[key] >= 0xFFFFFFFF]
+    wide = [stated[key] for key in ("size", "packed", "place") if stated[key] >= FULL]
     more = stated.get("extra", struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b"")
+    size, packed, place = (min(stated[key], FULL) for key in ("size", "packed", "place"))
     return bytes(
         struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 0, 0, stated["flags"], stated["method"], 0, 0,
-                    stated["crc32"], *(min(stated[k], 0xFFFFFFFF) for k in ("packed", "size")), len(stated["name"]),
-                    len(more), len(stated["comment"]), stated["disk"], 0, entry.external,
-                    min(stated["place"], 0xFFFFFFFF))
+                    stated["crc32"], packed, size, len(stated["name"]), len(more), len(stated["comment"]),
+                    stated["disk"], 0, entry.external, place)
         + stated["name"] + more + stated["comment"]
     )  # fmt: skip
 
 
-def torch_entries(value: Any, storages: Mapping[str, bytes | int], *, root: str = "archive", **more: Any) -> list[Entry]:
+def torch_entries(
+    value: Any, storages: Mapping[str, bytes | int], *, root: str = "archive", **more: Any
+) -> list[Entry]:
     """Return the members of a torch file that holds `value`, whose storages are given by key."""
     small = [
         Entry(f"{root}/data.pkl", value if isinstance(value, bytes) else pickled(value), **more),

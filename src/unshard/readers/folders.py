@@ -27,7 +27,7 @@ class Folder:
         path: The folder.
         files: Names of its files, sorted.
         folders: Names of the folders in it, sorted; hidden ones are left out.
-        outside: Names of links to files that lie outside of the tree; not among `files`.
+        outside: Names of links that lead out of the tree; not among `files`.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def look_into(path: Path, root: Path) -> Folder:
                         folders.append(entry.name)
                 elif entry.is_symlink() and not _stays_inside(Path(entry.path), root):
                     outside.append(entry.name)
-                elif entry.is_file():
+                elif os.path.isfile(entry.path):  # links in a circle are none; `entry.is_file` raises
                     files.append(entry.name)
     except OSError as error:
         raise InputError(path, "cannot be listed", saw=error.strerror) from error
@@ -80,6 +80,7 @@ def folders_below(folder: Folder, root: Path) -> Iterator[Folder]:
 
 def _stays_inside(link: Path, root: Path) -> bool:
     """Return whether a link leads to a place below `root`, or into the blobs of the same hub cache."""
-    target, top = link.resolve(), root.resolve()
+    # `Path.resolve` raises for links in a circle; these lead nowhere, and are no files.
+    target, top = Path(os.path.realpath(link)), Path(os.path.realpath(root))
     blobs = [above.parent / "blobs" for above in (top, *top.parents) if above.name == "snapshots"]
     return any(target.is_relative_to(place) for place in (top, *blobs))

@@ -125,7 +125,7 @@ def _nothing(folder: Folder) -> UnshardError:
         target = (folder.path / folder.outside[0]).resolve()
         return UnsafeFileError(
             folder.path,
-            "holds links to files outside of it, which are not followed",
+            "holds links that lead out of it, which are not followed",
             saw=listed([f"`{name}`" for name in folder.outside]),
             hint=f"Give the place they lead to, if you trust it: {target.parent}",
         )

@@ -22,8 +22,8 @@ _WORD = re.compile(
     r"(?<![A-Za-z])(checkpoint|ckpt|global_?step|step|epoch|iteration|iter|ep|ba)([-_=]?)(\d{1,18})(?![\d.])",
     re.IGNORECASE,
 )
-_ONE = re.compile(r"(.*[^\d])[-_](\d{1,18})")
-_TWO = re.compile(r"(.*[^\d])-(\d{1,18})-(\d{1,18})")
+_ONE = re.compile(r"(.+)[-_](\d{1,18})")
+_TWO = re.compile(r"(.+)-(\d{1,18})-(\d{1,18})")
 _NO_STEP = re.compile(r"(.*[-_.])?(rank|shard|part|mp|tp|pp|fsdp|of)", re.IGNORECASE)
 
 Numbers = tuple[int, ...]

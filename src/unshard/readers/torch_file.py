@@ -25,6 +25,7 @@ _OTHERS: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\x93NUMPY", "a NumPy array", None),
 )
 _WEB_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(6))
 _OLDEST_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
 
 
@@ -69,7 +70,7 @@ def explain_unreadable(file: InputFile, head: bytes) -> UnshardError:
         return _tar(file, head)
     if head.lstrip().lower().startswith(_WEB_PAGES):
         return DamagedFileError(file.path, "is a web page: what was downloaded is an error, not the file")
-    if head[0] == 0x80 and head[1] <= 5:
+    if head.startswith(_PICKLES):
         return UnsupportedLayoutError(
             file.path,
             "is a pickle of Python, not a file of torch.save",

@@ -119,12 +119,7 @@ def _read_weight_map(file: InputFile) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(file.path, "is no index of weights", expected="an object with a `weight_map`")
     for name, value in weight_map.items():
-        if (
-            not isinstance(value, str)
-            or value != Path(value).name
-            or "\\" in value
-            or not value.isprintable()
-        ):
+        if not _is_plain(value):
             raise UnsafeFileError(
                 file.path,
                 f"says that `{cut(name)}` is in a file outside of the folder",
@@ -150,13 +145,18 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _require_files(folder: Folder, index: str, tensors: Mapping[str, str]) -> None:
     """Raise one error that names every missing file and what it held."""
-    missing = sorted(set(tensors.values()) - set(folder.files))
-    if missing:
+    named = set(tensors.values())
+    if missing := sorted(named - set(folder.files)):
         held = [name for name, file in tensors.items() if file in missing]
-        there = (
-            f"{len(set(tensors.values())) - len(missing)} of {len(set(tensors.values()))} files of {index}"
-        )
+        there = f"{len(named) - len(missing)} of the {len(named)} files that {index} names"
         raise _incomplete(folder.path, missing, there, held)
+    totals = {part[1] for part in map(part_of, named) if part}
+    if totals and totals != {len(named)}:
+        raise _disagreement(
+            folder.path / index,
+            "names other files than the names of these count",
+            [f"{len(named)} files, such as `{min(named)}`"],
+        )
 
 
 def _incomplete(path: Path, missing: list[str], saw: str, held: list[str]) -> IncompleteCheckpointError:

@@ -14,7 +14,7 @@ from unshard.sizes import format_size
 from unshard.storage.files import InputFile
 
 HINT_COPY = "Copy the file again from where it was written, and compare the sizes."
-HINT_REPACK = "torch.save does not write such archives; save the state dict again with it."
+HINT_REPACK = "Copy the file again; if the original is the same, torch.save did not write it."
 
 _END = struct.Struct("<4sHHHHIIH")
 _LOCATOR = struct.Struct("<4sIQI")

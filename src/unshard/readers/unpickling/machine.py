@@ -26,7 +26,7 @@ class Limits:
         name_length: Characters of a module's or a class's name.
     """
 
-    operations: int = 8 << 20
+    operations: int = 5 << 20
     string_bytes: int = 16 << 20
     integer_bytes: int = 4096
     marks: int = 10_000
