@@ -9,8 +9,7 @@ from pathlib import Path
 
 from unshard.base.description import ExpectedTensor
 from unshard.errors import BaseModelError, InputError
-from unshard.readers import open_checkpoint
-from unshard.readers.safetensors_file import describe_safetensors_file
+from unshard.readers.weights_file import describe_weights_file
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
 
@@ -85,9 +84,7 @@ def _headers(path: Path) -> Mapping[str, DescribedTensor]:
         BaseModelError: It is damaged, or no file of weights.
     """
     try:
-        if path.suffix == ".safetensors":
-            return describe_safetensors_file(InputFile.describe(path))
-        return open_checkpoint(path, step=None, select=None).tensors
+        return describe_weights_file(InputFile.describe(path)).tensors
     except InputError as error:
         raise BaseModelError(
             path,

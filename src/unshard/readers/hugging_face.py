@@ -24,11 +24,6 @@ from unshard.checkpoint import Checkpoint, Extra, Layout
 from unshard.errors import IncompleteCheckpointError
 from unshard.readers.folders import Folder, look_into
 from unshard.readers.protocol import Candidate
-from unshard.readers.safetensors_file import (
-    SafetensorsHeader,
-    describe_safetensors_file,
-    read_safetensors_header,
-)
 from unshard.readers.selection import select_model
 from unshard.readers.training_files import training_kind
 from unshard.readers.weight_index import (
@@ -39,16 +34,6 @@ from unshard.readers.weight_index import (
 )
 from unshard.readers.weights_file import WeightsFile, describe_weights_file
 from unshard.storage.files import InputFile
-
-__all__ = [
-    "SafetensorsHeader",
-    "WeightsFile",
-    "describe_safetensors_file",
-    "describe_weights_file",
-    "find_candidates",
-    "open_candidate",
-    "read_safetensors_header",
-]
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 # Copies in the other format, and FSDP's own copy of what the Trainer writes, are the same model.
