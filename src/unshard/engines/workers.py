@@ -71,7 +71,7 @@ def run_jobs(
         with taking:
             return next(iterator, None)
 
-    def work() -> None:
+    def work(finished: threading.Event) -> None:
         try:
             state, done = new_state(), 0
             while not stop.is_set() and (job := take()) is not None:
@@ -86,19 +86,24 @@ def run_jobs(
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
             failures.append(error)
             stop.set()
+        finally:
+            finished.set()
 
-    threads = [threading.Thread(target=work, name=f"unshard-{i}") for i in range(workers)]
-    started: list[threading.Thread] = []
+    running: dict[threading.Event, threading.Thread] = {}
     try:
         with _small_stacks():
-            for thread in threads:
+            for number in range(workers):
+                finished = threading.Event()
+                thread = threading.Thread(target=work, args=(finished,), name=f"unshard-{number}")
                 thread.start()
-                started.append(thread)
-        for thread in started:
-            thread.join()
+                running[finished] = thread
+        # Not `join`: Python 3.11 takes a thread for finished when Ctrl-C interrupts its `join`.
+        for finished in running:
+            finished.wait()
     finally:
         stop.set()
-        for thread in started:
+        for finished, thread in running.items():
+            finished.wait()
             thread.join()
     if failures:
         raise failures[0]
