@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "U705": Rule(_ERROR, "The forward pass shows a broken model"),
     "U706": Rule(_WARNING, "The loss is far from the base's"),
     "U707": Rule(_WARNING, "The configuration names another dtype than the tensors have"),
+    "U708": Rule(_WARNING, "The loss on English is no better than guessing blindly"),
 }
 
 

@@ -200,6 +200,50 @@ def test_a_quantised_model_stays_whole_beside_its_own_base(
 
 
 @pytest.mark.parametrize(
+    "packed",
+    [
+        {"weight": torch.zeros(4, 1, dtype=torch.uint8), "weight.absmax": torch.ones(2)},
+        {
+            "qweight": torch.zeros(4, 8, dtype=torch.int32),
+            "qzeros": torch.zeros(1, 8),
+            "scales": torch.ones(1, 8),
+        },
+        {"weight_packed": torch.zeros(4, 8, dtype=torch.int32), "weight_scale": torch.ones(4)},
+    ],
+    ids=["bitsandbytes", "gptq", "compressed-tensors"],
+)
+def test_a_packed_base_tells_the_names_of_a_plain_model(
+    packed: State, base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    settings = {"quant_method": "any"}
+    base = config_only(
+        tmp_path / "base", base_folder("llama"), quantization_config=settings, dtype="bfloat16"
+    )
+    stem = "model.layers.0.mlp.up_proj."
+    weights = {name: tensor for name, tensor in state("llama").items() if not name.startswith(stem)}
+    save_file(weights | {stem + name: tensor for name, tensor in packed.items()}, base / "model.safetensors")
+    model = match_state(state("llama"), base, tmp_path)
+    assert set(model.tensors) == set(state("llama"))
+    assert str(model.tensors[f"{stem}weight"].dtype) == "bfloat16"
+    assert model.config_edits == {"dtype": "float32", "quantization_config": None}
+
+
+def test_a_quantised_model_with_only_its_configuration_stays_whole(
+    base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    settings = {"quant_method": "fp8"}
+    base = config_only(
+        tmp_path / "base", base_folder("llama"), quantization_config=settings, dtype="bfloat16"
+    )
+    up = "model.layers.0.mlp.up_proj.weight"
+    weights = state("llama")
+    scaled = weights | {up: weights[up].to(torch.float8_e4m3fn), f"{up}_scale_inv": torch.ones(1, 1)}
+    model = match_state(scaled, base, tmp_path)
+    assert casts(model) == []
+    assert "quantization_config" not in model.config_edits
+
+
+@pytest.mark.parametrize(
     ("training", "dtype", "told"),
     [
         ({"pure_bf16": "True"}, torch.float32, ["U404"]),

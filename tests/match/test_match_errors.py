@@ -114,14 +114,6 @@ def test_a_base_of_another_size_is_told_from_config_json_alone(
     ]
 
 
-def test_well_known_sizes_are_called_by_their_names(tmp_path: Path, base_folder: Folder) -> None:
-    shapes = {EMBED: (128256, 2048), "model.layers.15.self_attn.k_proj.weight": (512, 2048)}
-    shapes["model.layers.15.mlp.gate_proj.weight"] = (8192, 2048)
-    from unshard.match.description import describe_model
-
-    assert describe_model(shapes).nearest == "Llama-3.2-1B"
-
-
 def test_a_base_of_another_family_is_named(base_folder: Folder, state: States, tmp_path: Path) -> None:
     error = refused(state("llama"), base_folder("gpt2"), tmp_path)
     assert error.hint == (

@@ -185,6 +185,39 @@ def test_a_scaling_without_its_numbers_cannot_be_checked(settings: dict[str, Any
     assert compare_frequencies(10000.0 ** (-np.arange(32) / 32), rotary_variants(config, NAME)).fits is None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rope_theta": float("inf")},
+        {"rope_theta": float("nan")},
+        {"rope_theta": -1.0},
+        {"rope_theta": "10000"},
+        {"rope_theta": True},
+        {"partial_rotary_factor": float("inf")},
+        {"partial_rotary_factor": -3},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "4"},
+        {"hidden_size": [256]},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 1e308, "original_max_position_embeddings": -5}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": -1}},
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": ["x"], "long_factor": [1.0]}},
+        {"rope_scaling": {"rope_type": ["odd"], "factor": 2.0}},
+        {"rope_scaling": [1, 2]},
+    ],
+)
+def test_absurd_numbers_of_a_configuration_break_nothing(more: dict[str, Any]) -> None:
+    config = config_of({}, 10000.0) | more
+    comparison = compare_frequencies(7.0 ** (-np.arange(32) / 32), rotary_variants(config, NAME))
+    assert comparison.fits is not True
+
+
+@pytest.mark.parametrize("values", [[0.0] * 4, [float("nan")] * 4, [float("inf"), 1.0], [1.0], [-1.0, 0.5]])
+def test_absurd_frequencies_break_nothing(values: list[float]) -> None:
+    comparison = compare_frequencies(np.array(values), rotary_variants(config_of({}, 10000.0), NAME))
+    assert comparison.fits is False
+    assert comparison.evidence.startswith(f"{len(values)} frequencies ")
+
+
 def with_frequencies(state: State, theta: float, dtype: torch.dtype = torch.float32) -> State:
     frequencies = (theta ** (-torch.arange(4, dtype=torch.float64) / 4)).to(dtype)
     return state | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": frequencies.clone() for i in range(2)}
@@ -240,6 +273,22 @@ def test_frequencies_that_the_base_holds_are_written(
     save_file(with_frequencies(state("llama"), 10000.0), folder / "model.safetensors")
     assert len(match_state(with_frequencies(state("llama"), 10000.0), folder, tmp_path).tensors) == 23
     assert len(match_state(state("llama"), folder, tmp_path).tensors) == 21
+
+
+def test_frequencies_that_only_an_index_lists_need_not_be_there(
+    base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    import json
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((base_folder("llama") / "config.json").read_bytes())
+    names = [*state("llama"), NAME]
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = match_state(state("llama"), folder, tmp_path)
+    assert (len(model.tensors), codes(model.findings)) == (21, ["U204"])
+    assert one(model.findings, "U204").saw == "the shapes of 22 of 22 tensors are not known"
 
 
 def test_masks_of_old_models_are_dropped_if_they_are_masks(

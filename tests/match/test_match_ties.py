@@ -242,3 +242,15 @@ def test_an_unmatched_dtype_of_the_result_does_not_change_the_answer(
     checkpoint = checkpoint_of(diverged(state("llama-tied")), tmp_path / "run")
     model = matched(checkpoint, base_of(base_folder("llama-tied"), checkpoint), "bfloat16")
     assert HEAD in model.tensors
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "llama"])
+def test_a_head_of_other_rows_than_its_embedding_is_refused(
+    family: str, base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    hub = {name: tensor for name, tensor in state(family).items() if name != HEAD}
+    base = base_with(tmp_path / "base", config_of(base_folder(family)), hub)
+    taller = state(family) | {HEAD: torch.ones(97, 32)}
+    with pytest.raises(MatchError) as caught:
+        match_state(taller, base, tmp_path)
+    assert [(m.name, m.saw, m.expected) for m in caught.value.mismatches] == [(HEAD, "(97, 32)", "(96, 32)")]

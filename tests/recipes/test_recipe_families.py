@@ -3,7 +3,8 @@
 import pytest
 
 from specimens import MAKERS, state_of, tiny_model
-from unshard.match.description import describe_model
+from unshard.recipes.families import family_of, sizes_of
+from unshard.recipes.wrappers import WRAPPERS, without_segments
 
 TITLES = {
     "llama": "Llama-like (Llama, Mistral, SmolLM, Yi)",
@@ -23,34 +24,31 @@ TITLES = {
 }
 
 
+def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state_of(tiny_model(family)).items()}
+
+
 @pytest.mark.parametrize("family", TITLES)
 def test_a_family_is_recognised_by_its_names(family: str) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in state_of(tiny_model(family)).items()}
-    assert describe_model(shapes).family == TITLES[family]
+    found = family_of(shapes_of(family))
+    assert found is not None
+    assert found.title == TITLES[family]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3", "gpt2", "mixtral", "gpt-neox"])
 def test_sizes_are_read_from_names_and_shapes(family: str) -> None:
-    shapes = {f"_orig_mod.{n}": tuple(t.shape) for n, t in state_of(tiny_model(family)).items()}
-    sizes = describe_model(shapes).sizes
+    sizes = sizes_of(shapes_of(family))
     inner = 128 if family == "gpt2" else 64
     assert (sizes.layers, sizes.hidden, sizes.intermediate, sizes.vocabulary) == (2, 32, inner, 96)
 
 
-def test_a_description_is_told_in_sentences() -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in state_of(tiny_model("llama")).items()}
-    description = describe_model(shapes)
-    assert description.parameters == sum(t.numel() for t in state_of(tiny_model("llama")).values())
-    assert description.sentences == (
-        "Llama-like (Llama, Mistral, SmolLM, Yi), by self_attn.q_proj, mlp.gate_proj, input_layernorm",
-        "2 layers",
-        "width 32",
-        "feed-forward width 64",
-        "width of all keys 16",
-        "96 tokens",
-    )
+def test_wrapped_names_tell_the_same_once_unwrapped() -> None:
+    wrapped = {f"_orig_mod.{name}": shape for name, shape in shapes_of("llama").items()}
+    plain = {without_segments(name, WRAPPERS): shape for name, shape in wrapped.items()}
+    assert sizes_of(plain) == sizes_of(shapes_of("llama"))
 
 
-def test_every_specimen_is_described_without_failing() -> None:
+def test_every_specimen_is_named_or_left_unnamed() -> None:
     assert set(TITLES) < set(MAKERS)
-    assert describe_model({}).sentences == ()
+    assert family_of([]) is None
+    assert sizes_of({}).hidden is None

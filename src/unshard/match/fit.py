@@ -16,6 +16,7 @@ from unshard.match.outline import Outline
 from unshard.match.vocabulary import find_resize
 from unshard.recipes.families import sizes_of
 from unshard.recipes.leftovers import adapter_kind, quantisation_kind
+from unshard.recipes.ties import has_row_per_token, is_output_head
 
 
 def require_plain(outline: Outline, *, policy: str) -> None:
@@ -44,6 +45,13 @@ def require_plain(outline: Outline, *, policy: str) -> None:
             saw=f"{len(scales)} tensors that belong to quantised ones, `{first}` first",
             hint="Keep the model whole with --dtype keep and its own quantised base, or dequantise it first.",
         )
+
+
+def effective_policy(outline: Outline, policy: str) -> str:
+    """Return `keep` for a quantised model of which only the configuration is known: nothing may be cast."""
+    tensors = outline.checkpoint.tensors
+    whole = any(map(quantisation_kind, tensors)) or any(is_quantised(t.dtype) for t in tensors.values())
+    return "keep" if policy == "base" and whole and outline.needs is None else policy
 
 
 def _stays_quantised(outline: Outline) -> bool:
@@ -117,6 +125,10 @@ def _shapes_unlike(draft: Draft, base: Base, needs: Needs, tokens: int | None) -
     for name, shape in wanted.items():
         if ours[name] != shape and name not in resized:
             yield Mismatch("shape", name, str(ours[name]), str(shape))
+    embeddings = {ours[name] for name in ours if has_row_per_token(name) and not is_output_head(name)}
+    for name, shape in ours.items():
+        if is_output_head(name) and name not in needs.expected and shape not in embeddings:
+            yield Mismatch("shape", name, str(shape), " or ".join(map(str, sorted(embeddings))))
 
 
 def _dtypes_unlike(draft: Draft, policy: str) -> Iterator[Mismatch]:

@@ -68,7 +68,7 @@ def rotary_variants(config: Config, name: str) -> tuple[Rotary, ...]:
     for theta, scaling in _parameter_sets(config):
         kind = str(scaling.get("rope_type", scaling.get("type", "default")))
         settings = {**_surroundings(config), **scaling}
-        own = scaling.get("partial_rotary_factor")
+        own = _share(scaling.get("partial_rotary_factor"))
         kind = {"su": "longrope", "mrope": "default", "ntk": "dynamic"}.get(kind, kind)
         for size in dimensions:
             scaled = (
@@ -92,7 +92,7 @@ def compare_frequencies(stored: np.ndarray, variants: tuple[Rotary, ...]) -> Com
     for variant in known:
         if variant.dimensions not in (None, 2 * stored.size):
             continue
-        for wanted in _frequencies(variant, stored.size):
+        for wanted in _safe_frequencies(variant, stored.size):
             close = np.abs(stored - wanted) <= (rounding + _ARITHMETIC) * np.abs(wanted) + 2.0**-25
             if bool(close.all()):
                 return Comparison(fits=True, evidence=variant.title)
@@ -138,10 +138,15 @@ def _rotated_dimensions(config: Config) -> list[int]:
     sizes = [lookup(config, key) for key in ("qk_rope_head_dim", "rotary_dim", "head_dim", "global_head_dim")]
     if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         sizes.append(hidden // heads)
-    factor = lookup(config, "partial_rotary_factor")
+    factor = _share(lookup(config, "partial_rotary_factor"))
     whole = [size for size in sizes if isinstance(size, int) and size > 0]
-    parts = [int(size * factor) for size in whole] if isinstance(factor, int | float) else []
+    parts = [int(size * factor) for size in whole] if factor is not None else []
     return list(dict.fromkeys([*parts, *whole]))
+
+
+def _share(value: object) -> float | None:
+    """Return which share of a head's dimensions is rotated, or None where that is not said."""
+    return float(value) if isinstance(value, int | float) and 0 < value <= 1 else None
 
 
 def _surroundings(config: Config) -> dict[str, object]:
@@ -175,6 +180,14 @@ def _known(variant: Rotary) -> bool:
         and variant.kind in _NEEDS
         and all(_number(variant, key) for key in _NEEDS[variant.kind])
     )
+
+
+def _safe_frequencies(variant: Rotary, count: int) -> list[np.ndarray]:
+    """Return what `_frequencies` does, and nothing where the numbers of a configuration are absurd."""
+    try:
+        return _frequencies(variant, count)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return []
 
 
 def _frequencies(variant: Rotary, count: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from unshard.match.config_edits import (
 )
 from unshard.match.draft import Draft, new_draft
 from unshard.match.dtype_policy import check_training_precision, dtype_of, main_dtype, require_policy
-from unshard.match.fit import check_fit, fit_error, require_plain
+from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
 from unshard.match.outline import outline_of
 from unshard.match.questions import Answers
@@ -47,6 +47,7 @@ def match_model(checkpoint: Checkpoint, base: Base | None, *, dtype: str, answer
     require_policy(dtype)
     outline = outline_of(checkpoint, base)
     require_plain(outline, policy=dtype)
+    dtype = effective_policy(outline, dtype)
     draft = new_draft(outline, answers)
     tokens = None if base is None else count_tokens(base.side_files)
     check_fit(draft, policy=dtype, tokens=tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from unshard.match.needs import Account, Needs, Shape, account
 from unshard.recipes.renamings import renamings
@@ -47,17 +48,27 @@ class Naming:
 
 def find_naming(shapes: Mapping[str, Shape], needs: Needs) -> tuple[Naming, Account]:
     """Return the naming that gives exactly what the model needs, or else the one that comes nearest."""
-    best: tuple[Naming, Account] | None = None
-    for naming in _candidates(shapes, needs):
-        if naming.has_collisions:
-            continue
-        found = account(needs, {naming.names[name]: shape for name, shape in shapes.items()})
-        if found.is_exact:
-            return naming, found
-        if best is None or found.matched > best[1].matched:
-            best = naming, found
-    assert best is not None  # the names as they are never collide
+    stems = [_tried(stem, shapes, needs) for stem in _stems(shapes) if not stem.has_collisions]
+    best = max(stems, key=lambda found: (found[1].is_exact, found[1].matched))
+    if best[1].is_exact:
+        return best
+    # Where most names are already the model's, no prefix stands before them.
+    bare = [stem for stem, found in stems if 2 * found.matched <= len(needs.required)]
+    others = chain(
+        *(_with_other_prefixes(stem, needs) for stem in bare),
+        *(_renamed_as_known(stem, needs) for stem, _ in stems),
+    )
+    for naming in others:
+        if not naming.has_collisions:
+            found = _tried(naming, shapes, needs)
+            if found[1].is_exact:
+                return found
+            best = max(best, found, key=lambda found: found[1].matched)
     return best
+
+
+def _tried(naming: Naming, shapes: Mapping[str, Shape], needs: Needs) -> tuple[Naming, Account]:
+    return naming, account(needs, {naming.names[name]: shape for name, shape in shapes.items()})
 
 
 def naming_without_base(shapes: Mapping[str, Shape]) -> Naming:
@@ -79,27 +90,30 @@ def model_prefixes(shapes: Mapping[str, Shape], needs: Needs) -> list[str]:
     stem = _identity(shapes) if stem.has_collisions else stem
     plain = {name: shapes[source] for source, name in stem.names.items()}
     found = [] if account(needs, plain).missing else [""]
-    for prefix in _prefixes(plain):
+    for prefix in _prefixes(plain, of_most=False):
         part = {name[len(prefix) :]: shape for name, shape in plain.items() if name.startswith(prefix)}
         if len(part) < len(plain) and account(needs, part).is_exact:
             found.append(prefix)
     return found
 
 
-def _candidates(shapes: Mapping[str, Shape], needs: Needs) -> Iterator[Naming]:
-    """Yield the ways of renaming, the simplest first."""
+def _stems(shapes: Mapping[str, Shape]) -> list[Naming]:
+    """Return the names as they are, and without wrapper segments where there are some."""
     stems = [_identity(shapes)]
     for segments in (WRAPPERS, [*WRAPPERS, *AMBIGUOUS_WRAPPERS]):
         stem = _without(shapes, segments)
-        if stem.removed:
+        if stem.removed and stem.removed != stems[-1].removed:
             stems.append(stem)
-    yield from stems
-    for stem in stems:
-        yield from _with_other_prefixes(stem, needs)
-    for stem in stems:
-        for renaming in renamings():
-            if _is_plausible(stem, renaming.apply, needs):
-                yield _renamed(stem, renaming.apply, renaming=renaming.title)
+    return stems
+
+
+def _renamed_as_known(stem: Naming, needs: Needs) -> Iterator[Naming]:
+    """Yield the stem under every known renaming that gives names the model has."""
+    for renaming in renamings():
+        olds = tuple(old for old, _ in renaming.prefixes)
+        first = next((name for name in stem.names.values() if name.startswith(olds)), None)
+        if first is not None and _is_plausible(stem, renaming.apply, needs):
+            yield _renamed(stem, renaming.apply, renaming=renaming.title)
 
 
 def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
@@ -108,8 +122,8 @@ def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
     Either must change most of the names: less would not be a container, but a guess at what a single
     tensor is called.
     """
-    ours = _prefixes(stem.names.values())
-    theirs = _prefixes(needs.required)
+    ours = _prefixes(stem.names.values(), of_most=True)
+    theirs = _prefixes(needs.required, of_most=True)
     for prefix, added in [*((p, "") for p in ours), *((p, a) for p in ["", *ours] for a in theirs)]:
         rename = _Prefixes(prefix, added, needs.expected)
         if _is_plausible(stem, rename, needs):
@@ -139,16 +153,19 @@ def _is_plausible(stem: Naming, rename: Callable[[str], str], needs: Needs) -> b
     return 2 * sum(rename(name) in needs.expected for name in sample) > len(sample)
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return the leading parts of names, with their dots, short before long."""
-    found: dict[str, None] = {}
+def _prefixes(names: Collection[str], *, of_most: bool) -> list[str]:
+    """Return the leading parts of names, with their dots, short before long; maybe only those of most."""
+    counts: dict[str, int] = {}
     for name in names:
-        parts = name.split(".")[:-1][:_DEEPEST_PREFIX]
-        for depth in range(1, len(parts) + 1):
-            if parts[depth - 1].isdigit():
+        start, stop = 0, name.find(".")
+        for _ in range(_DEEPEST_PREFIX):
+            if stop < 0 or name[start:stop].isdigit():
                 break
-            found[".".join(parts[:depth]) + "."] = None
-    return sorted(found, key=lambda prefix: prefix.count("."))
+            start = stop + 1
+            counts[name[:start]] = counts.get(name[:start], 0) + 1
+            stop = name.find(".", start)
+    kept = [prefix for prefix, count in counts.items() if not of_most or 2 * count > len(names)]
+    return sorted(kept, key=lambda prefix: prefix.count("."))
 
 
 def _identity(shapes: Iterable[str]) -> Naming:

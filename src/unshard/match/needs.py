@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from unshard.base import Base, ExpectedTensor
 from unshard.base.configuration import lookup_int, tie_flag
 from unshard.recipes.families import layer_number
-from unshard.recipes.leftovers import is_training_only, quantisation_kind
+from unshard.recipes.leftovers import is_training_only, quantisation_kind, unquantised_name
 from unshard.recipes.recomputable import recomputable_kind
 from unshard.recipes.ties import is_output_head, shared_pairs
 
@@ -71,18 +71,26 @@ def needs_of(base: Base, names: Collection[str]) -> Needs | None:
     if base.expected is None:
         return None
     expected = base.expected
-    scales = {name for name in expected if quantisation_kind(name)}
-    if scales and not any(quantisation_kind(name) for name in names):
-        expected = {name: _plain(tensor) for name, tensor in expected.items() if name not in scales}
+    if any(map(quantisation_kind, expected)) and not any(map(quantisation_kind, names)):
+        expected = _unquantised(expected)
     layers = lookup_int(base.config, "num_hidden_layers")
     not_loaded = frozenset(name for name in expected if _is_not_loaded(name, layers))
-    optional = {name for name, tensor in expected.items() if recomputable_kind(name, tensor.shape or ())}
+    optional = {name for name, tensor in expected.items() if recomputable_kind(name, tensor.shape)}
     required = frozenset(expected) - not_loaded - optional
     return Needs(expected, required, not_loaded, base.ties, tie_flag(base.config))
 
 
+def _unquantised(expected: Mapping[str, ExpectedTensor]) -> dict[str, ExpectedTensor]:
+    """Return what a model needs that is quantised in its base and not in the checkpoint."""
+    return {
+        plain: _plain(tensor) if plain == name else ExpectedTensor(None, None)
+        for name, tensor in expected.items()
+        if (plain := unquantised_name(name)) is not None
+    }
+
+
 def _plain(tensor: ExpectedTensor) -> ExpectedTensor:
-    """Return what an unquantised model needs in the place of a quantised tensor."""
+    """Return what an unquantised model needs in the place of a tensor that may be quantised."""
     if tensor.dtype is None or (tensor.dtype.kind == "float" and tensor.dtype.itemsize > 1):
         return tensor
     packed = not tensor.dtype.name.startswith("float8")

@@ -38,12 +38,15 @@ _QUANTISED = (
     ),
 )
 
+# The tensor that holds the values themselves, and what its end becomes without quantisation.
+_PACKED = {".qweight": ".weight", ".weight_packed": ".weight", "_blocks": ""}
+
 _FLAT = re.compile(r"(^|\.)(_flat_param|flat_param_\d+|flat_param)$")
 
 
 def is_training_only(name: str) -> bool:
     """Return whether a tensor of this name is state of training and not of the model."""
-    return _TRAINING_ONLY.search(name) is not None
+    return "_extra_state" in name and _TRAINING_ONLY.search(name) is not None
 
 
 def adapter_kind(name: str) -> str | None:
@@ -53,7 +56,17 @@ def adapter_kind(name: str) -> str | None:
 
 def quantisation_kind(name: str) -> str | None:
     """Return what quantisation a tensor of this name belongs to, or None."""
+    if name.endswith(".weight"):  # most names end here
+        return None
     return next((kind for pattern, kind in _QUANTISED if pattern.search(name)), None)
+
+
+def unquantised_name(name: str) -> str | None:
+    """Return what a tensor of a quantised model is called without quantisation, or None for its scales."""
+    for ending, plain in _PACKED.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending) + plain
+    return None if quantisation_kind(name) else name
 
 
 def flat_parameters(names: Iterable[str]) -> list[str]:

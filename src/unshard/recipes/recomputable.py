@@ -31,10 +31,28 @@ _KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
 )
 
 
-def recomputable_kind(name: str, shape: tuple[int, ...]) -> Kind | None:
-    """Return how the model computes a tensor of this name and shape, or None where it does not."""
+_ENDINGS = (
+    "freqs",
+    "inv_freq",
+    "bias",
+    "position_ids",
+    "token_type_ids",
+    "freqs_cis",
+    "cos_cached",
+    "sin_cached",
+    "embed_positions",
+)
+
+
+def recomputable_kind(name: str, shape: tuple[int, ...] | None) -> Kind | None:
+    """Return how the model computes a tensor of this name and shape, or None where it does not.
+
+    A shape that is not known is taken to be the right one.
+    """
+    if not name.endswith(_ENDINGS):  # most names end here
+        return None
     kind = next((kind for pattern, kind in _KINDS if pattern.search(name)), None)
-    return kind if kind is not None and _fits(kind, shape) else None
+    return kind if kind is not None and (shape is None or _fits(kind, shape)) else None
 
 
 def _fits(kind: Kind, shape: tuple[int, ...]) -> bool:

@@ -110,7 +110,7 @@ def shared_pairs(names: Collection[str]) -> list[tuple[str, str]]:
     """Return (kept, repeated) for every pair of `names` that some model shares."""
     there = names if isinstance(names, set | frozenset | dict) else set(names)
     heads = [name for name in there if name.endswith(_REPEATED_ENDINGS)]
-    stems = [name for name in there if _is_bert_embedding(name)]
+    stems = [name for name in there if _is_bert_embedding(name)] if heads else []
     pairs = [
         (prefix + kept, head)
         for head in sorted(heads)
@@ -130,9 +130,9 @@ def shared_pairs(names: Collection[str]) -> list[tuple[str, str]]:
 
 def has_row_per_token(name: str) -> bool:
     """Return whether the first dimension of a tensor of this name is the vocabulary."""
-    return _is_bert_embedding(name) or any(
-        _prefix(name, form) is not None for pair in _PAIRS for form in pair
-    )
+    if not name.endswith(_ROW_ENDINGS):  # most names end here
+        return False
+    return _is_bert_embedding(name) or any(_prefix(name, ending) is not None for ending in _ROW_ENDINGS)
 
 
 def is_output_head(name: str) -> bool:
@@ -163,5 +163,6 @@ def _is_bert_embedding(name: str) -> bool:
 
 _PAIRS = _pairs()
 _REPEATED_ENDINGS = tuple({repeated for _, repeated in _PAIRS} | set(_BERT_HEADS))
+_ROW_ENDINGS = (*{name for pair in _PAIRS for name in pair}, ".embeddings.word_embeddings.weight")
 # Besides heads, embeddings of an encoder and a decoder repeat, and biases do.
 _HEAD_ENDINGS = tuple(e for e in _REPEATED_ENDINGS if not e.endswith(("embed_tokens.weight", ".bias")))
