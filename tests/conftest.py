@@ -10,7 +10,7 @@ import pytest
 
 from trainers.catalogue import RUNS, WORLD_SIZE, TrainedCheckpoint, locate, quiet_environment
 
-pytest_plugins = ("published_models",)
+pytest_plugins = ("command_line", "published_models")
 quiet_environment()
 
 # Loading torch and training every run takes about 20 seconds on an idle machine.

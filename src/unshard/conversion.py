@@ -155,6 +155,7 @@ def plan_conversion(
         InputError: The checkpoint cannot be read.
         BaseModelError: The base cannot be read, or is of another model.
         MatchError: Tensors are missing, unexpected, or of other shapes.
+        OutputInsideSourceError: The output lies inside what is read, or around it.
         OptionError: An option means nothing.
     """
     target = Path(out)
@@ -165,6 +166,7 @@ def plan_conversion(
     checkpoint = open_checkpoint(Path(path), step=step, select=select)
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
+    require_outside(target, [Path(path), checkpoint.path, *([found.path] if found else [])])
     answers = answer_questions(questions_for(checkpoint, found))
     model = match_model(checkpoint, found, dtype=dtype, answers=answers)
     files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
@@ -245,7 +247,6 @@ def carry_out(ready: Preparation, settings: Settings, *, progress: Progress) -> 
     plan, workers = ready.plan, settings.workers or default_workers()
     if settings.prove and _is_one_file(plan.target):
         raise OptionError("--prove", "needs a model folder to load", saw=plan.target.name)
-    require_outside(plan.target, [ready.checkpoint.path, *([ready.base.path] if ready.base else [])])
     with _staged(plan, settings) as folder:
         run_plan(plan, folder, workers=workers, durable=settings.durable, progress=progress)
         losses = _check_losses(ready.model.tensors)

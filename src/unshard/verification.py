@@ -144,7 +144,8 @@ def _source_tensors(
     whoever wrote it.
     """
     options = manifest.options if manifest else {}
-    source = open_checkpoint(against, step=options.get("step"), select=options.get("select"))
+    step = options.get("step") if against.is_dir() else None  # a file is one step
+    source = open_checkpoint(against, step=step, select=options.get("select"))
     config_path = written.path / "config.json"
     content, config = read_config(config_path) if config_path.is_file() else (b"{}", {})
     model = Base(

@@ -84,6 +84,11 @@ def test_random_weights_are_found_out(trained: Path, tmp_path: Path) -> None:
     assert found.expected == "far below 6.24, the loss of guessing blindly"
 
 
+def test_without_a_base_random_weights_may_be_those_of_another_language(tmp_path: Path) -> None:
+    proof = verify_forward(write_folder(tiny_model("llama"), tmp_path), base=None)
+    assert (proof.verdict, [found.code for found in proof.findings]) == ("untrained", ["U708"])
+
+
 def test_a_model_far_from_its_base_is_pointed_out(trained: Path, tmp_path: Path) -> None:
     def forget(tensors: dict[str, torch.Tensor]) -> None:
         for layer in (0, 1):

@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         note("interrupted; nothing that looks finished was left behind")
-        code = 143 if isinstance(error, _TerminatedError) else 130
+        # Click turns the one into the other.
+        terminated = isinstance(error, _TerminatedError) or isinstance(error.__cause__, _TerminatedError)
+        code = 143 if terminated else 130
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; what it has read is all it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

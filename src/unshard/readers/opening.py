@@ -21,7 +21,7 @@ from unshard.findings import Finding, finding
 from unshard.readers import hugging_face, state_dict
 from unshard.readers.folders import Folder, look_into
 from unshard.readers.protocol import Candidate, Reader
-from unshard.readers.rendering import listed
+from unshard.readers.rendering import as_argument, listed
 from unshard.readers.safetensors_file import is_safetensors
 from unshard.readers.search import Found, choose, find_below, find_here, steps_of
 from unshard.readers.steps import split_words
@@ -92,11 +92,12 @@ def _is_folder(path: Path) -> bool:
 
 def _nearest(path: Path) -> str | None:
     """Return what does exist on the way to a path that does not."""
-    for above in path.absolute().parents:
-        if above.is_dir():
-            names = sorted(entry.name for entry in os.scandir(above) if not entry.name.startswith("."))
-            return f"`{above}` exists; in it: {listed(names, at_most=8)}" if names else f"`{above}` is empty"
-    return None
+    above = next((parent for parent in path.absolute().parents if parent.is_dir()), path)
+    try:
+        names = sorted(name for name in os.listdir(above) if not name.startswith("."))
+    except OSError:
+        return None
+    return f"`{above}` exists; in it: {listed(names, at_most=8)}" if names else f"`{above}` is empty"
 
 
 def _is_step(path: Path) -> bool:
@@ -135,7 +136,7 @@ def _nothing(folder: Folder) -> UnshardError:
         "holds no checkpoint, and neither do the folders in it",
         saw=listed([f"`{name}`" for name in names], at_most=5) if names else "an empty folder",
         expected="files of torch.save (.pt, .pth, .bin, .ckpt), safetensors, or a known layout",
-        hint=_beside(folder.path.parent),
+        hint=_beside(folder.path.parent) or "Give the folder that training wrote, or a file in it.",
     )
 
 
@@ -150,7 +151,7 @@ def _beside(folder: Path, *, apart_from: Path | None = None) -> str | None:
     if not found:
         return None
     newest = max(found, key=lambda f: (f.is_read, f.numbers))
-    return f"There is one beside it: unshard inspect {newest.candidate.path}"
+    return f"There is one beside it: unshard inspect {as_argument(newest.candidate.path)}"
 
 
 def _that_file(path: Path, found: list[Found], root: Path) -> Found:
@@ -188,7 +189,7 @@ def _model_among(found: list[Found]) -> str | None:
     if not readable:
         return "The model must be in another file: a state dict, without `optimizer` in its name."
     newest = max(readable, key=lambda f: f.numbers)
-    return f"The model is in the file beside it: unshard inspect {newest.candidate.path}"
+    return f"The model is in the file beside it: unshard inspect {as_argument(newest.candidate.path)}"
 
 
 def _others_told(chosen: Found, steps: list[Found]) -> list[Finding]:

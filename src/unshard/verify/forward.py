@@ -237,8 +237,9 @@ def _judge(own: _Measurement, base_loss: float | None) -> tuple[Verdict, tuple[F
             remedy="Compare its answers with the base's. Training on texts of another kind does this too.",
         )
         return "far from base", (far,)
+    # Without a base to compare with, a model of another language is as likely as a broken one.
     untrained = finding(
-        "U705",
+        "U708" if base_loss is None else "U705",
         subject=own.architecture,
         saw=saw,
         expected=f"far below {own.uniform_loss:.2f}, the loss of guessing blindly",
