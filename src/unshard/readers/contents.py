@@ -20,7 +20,7 @@ from unshard.readers.torch_storages import TorchFile
 from unshard.readers.unpickling import Entries, PersistentId, Record
 from unshard.tensors import element_count
 
-Path = tuple[str, ...]
+Container = tuple[str, ...]
 
 _DEEPEST = 64
 _MOST_VALUES = 200  # a note of every value of a hostile or odd file would bury the others
@@ -45,7 +45,7 @@ class Contents:
         unnamed: Where tensors lie that have no name: in lists, or under keys that are no text.
     """
 
-    groups: Mapping[Path, dict[str, Record]]
+    groups: Mapping[Container, dict[str, Record]]
     extras: tuple[Extra, ...]
     modules: tuple[str, ...]
     unnamed: tuple[str, ...]
@@ -58,7 +58,7 @@ def survey(saved: TorchFile) -> Contents:
         UnsafeFileError: It is nested too deeply, or a name of a tensor is no text to print.
     """
     notes = _Survey(saved)
-    pending: list[tuple[Path, object]] = [((), saved.value)]
+    pending: list[tuple[Container, object]] = [((), saved.value)]
     while pending:
         path, node = pending.pop()
         pending += reversed(notes.visit(path, node))
@@ -73,7 +73,7 @@ def entries_of(value: object) -> Entries | None:
     return value.entries if type(value) is Record else None
 
 
-def dotted(path: Path) -> str:
+def dotted(path: Container) -> str:
     """Return a container path as people write it."""
     return ".".join(path)
 
@@ -81,7 +81,7 @@ def dotted(path: Path) -> str:
 @dataclass(slots=True)
 class _Survey:
     saved: TorchFile
-    groups: dict[Path, dict[str, Record]] = field(default_factory=dict)
+    groups: dict[Container, dict[str, Record]] = field(default_factory=dict)
     extras: list[Extra] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Survey:
     _counted: set[int] = field(default_factory=set)
     _keys: set[str] = field(default_factory=set)
 
-    def visit(self, path: Path, node: object) -> list[tuple[Path, object]]:
+    def visit(self, path: Container, node: object) -> list[tuple[Container, object]]:
         """Take note of a value; return the collections in it that are still to be visited."""
         if len(path) > _DEEPEST:
             problem = f"is nested more than {_DEEPEST} deep"
@@ -111,9 +111,9 @@ class _Survey:
             self._note_value(path, node)
         return []
 
-    def _visit_entries(self, path: Path, entries: Entries) -> list[tuple[Path, object]]:
+    def _visit_entries(self, path: Container, entries: Entries) -> list[tuple[Container, object]]:
         tensors: dict[str, Record] = {}
-        inner: list[tuple[Path, object]] = []
+        inner: list[tuple[Container, object]] = []
         for name, value in entries.items():
             if not is_tensor(value):
                 inner.append(((*path, name), value))
@@ -131,7 +131,7 @@ class _Survey:
             self.groups[path] = tensors
         return inner
 
-    def _note_unnamed(self, path: Path, entries: Entries, tensors: Mapping[str, Record]) -> None:
+    def _note_unnamed(self, path: Container, entries: Entries, tensors: Mapping[str, Record]) -> None:
         where = dotted(path) or "the top level"
         if tensors:
             raise UnsupportedLayoutError(
@@ -142,7 +142,9 @@ class _Survey:
         self.unnamed.append(where)
         self._note(path, entries, "value", "tensors whose names are no text")
 
-    def _visit_items(self, path: Path, items: list[object] | tuple[object, ...]) -> list[tuple[Path, object]]:
+    def _visit_items(
+        self, path: Container, items: list[object] | tuple[object, ...]
+    ) -> list[tuple[Container, object]]:
         if any(map(is_tensor, items)):
             self.unnamed.append(dotted(path) or "the top level")
         collections = [
@@ -152,7 +154,7 @@ class _Survey:
             self._note_value(path, items)
         return [((*path, str(i)), value) for i, value in collections]
 
-    def _note_value(self, path: Path, node: object) -> None:
+    def _note_value(self, path: Container, node: object) -> None:
         if _is_module(node):
             assert isinstance(node, Record)
             self.modules.append(f"{dotted(path) or 'the whole file'} ({cut(node.kind)})")
@@ -161,7 +163,7 @@ class _Survey:
         elif path and len(self.extras) < _MOST_VALUES:
             self._note(path, node, _value_kind(path[-1]), shown(node))
 
-    def _note(self, path: Path, node: object, kind: str, value: str | None = None) -> None:
+    def _note(self, path: Container, node: object, kind: str, value: str | None = None) -> None:
         size = self._bytes_below(node)
         self.extras.append(Extra(cut(dotted(path)) or "the top level", kind, size, value))  # type: ignore[arg-type]
 
@@ -202,7 +204,7 @@ class _Survey:
         return not isinstance(described, OtherTensor) and element_count(described.tensor) == 1
 
 
-def _training_kind(path: Path, entries: Entries | None) -> str | None:
+def _training_kind(path: Container, entries: Entries | None) -> str | None:
     """Return which training state a value is by its name, or by what it holds; None where it is none."""
     if entries is not None and {"state", "param_groups"} <= entries.keys():
         return "optimizer"

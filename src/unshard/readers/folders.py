@@ -84,3 +84,13 @@ def _stays_inside(link: Path, root: Path) -> bool:
     target, top = Path(os.path.realpath(link)), Path(os.path.realpath(root))
     blobs = [above.parent / "blobs" for above in (top, *top.parents) if above.name == "snapshots"]
     return any(target.is_relative_to(place) for place in (top, *blobs))
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder; 0 for what cannot be looked at."""
+    try:
+        if path.is_dir():
+            return sum(size_of(inner) for inner in path.iterdir() if not inner.is_dir())
+        return path.stat().st_size
+    except OSError:
+        return 0

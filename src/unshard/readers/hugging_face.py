@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from unshard.checkpoint import Checkpoint, Extra, Layout
 from unshard.errors import IncompleteCheckpointError
-from unshard.readers.folders import Folder, look_into
+from unshard.readers.folders import Folder, look_into, size_of
 from unshard.readers.protocol import Candidate
 from unshard.readers.selection import select_model
 from unshard.readers.training_files import training_kind
@@ -132,7 +132,7 @@ def _copies(folder: Folder, index: WeightIndex) -> Iterator[Extra]:
     """Yield files of weights that are not part of the model that was taken."""
     for name in filter(_COPIES.fullmatch, folder.files):
         if name not in index.files and not name.endswith(".json"):
-            yield Extra(name, "file", (folder.path / name).stat().st_size, "weights that were not read")
+            yield Extra(name, "file", size_of(folder.path / name), "weights that were not read")
 
 
 def _layout(folder: Folder, index: WeightIndex, *, is_folder: bool) -> Layout:

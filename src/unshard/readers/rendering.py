@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from unshard.errors import printable
 from unshard.readers.unpickling import Entries, Global, PersistentId, Record, bytes_of
 
@@ -41,3 +44,9 @@ def listed(names: list[str], *, at_most: int = 3) -> str:
     """Return the first few of many names, and how many more there are."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as a person would type it for a command; some names begin with dashes."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

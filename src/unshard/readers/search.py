@@ -20,9 +20,9 @@ from unshard.errors import (
     UnknownLayoutError,
 )
 from unshard.readers import hugging_face, other_layouts, state_dict
-from unshard.readers.folders import Folder, folders_below
+from unshard.readers.folders import Folder, folders_below, size_of
 from unshard.readers.protocol import Candidate, Reader
-from unshard.readers.rendering import listed
+from unshard.readers.rendering import as_argument, listed
 from unshard.readers.steps import Numbers, split_words
 from unshard.readers.training_files import training_kind
 
@@ -60,7 +60,7 @@ class Found:
         """The candidate as one of several steps."""
         path = self.candidate.path
         folder = path if path.is_dir() else path.parent
-        size = sum((folder / name).stat().st_size for name in self.candidate.files)
+        size = sum(size_of(folder / name) for name in self.candidate.files)
         return Step(path, self.numbers[-1] if self.numbers else None, size)
 
 
@@ -155,9 +155,10 @@ def _holds_no_model(found: Found) -> bool:
 
 def _ambiguous(found: list[Found], subject: Path) -> AmbiguousModelError:
     places = sorted({f"`{f.place}`" for f in found})
+    example = as_argument(found[0].candidate.path)
     return AmbiguousModelError(
         subject,
         f"holds {len(places)} checkpoints that are not steps of one model",
         saw=listed(places, at_most=6),
-        hint=f"Give the one that is meant, for example: unshard inspect {found[0].candidate.path}",
+        hint=f"Give the one that is meant, for example: unshard inspect {example}",
     )

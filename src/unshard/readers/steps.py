@@ -15,7 +15,7 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 _WORD = re.compile(
@@ -38,7 +38,10 @@ def split_words(name: str) -> tuple[str, Numbers]:
 def split_names(stems: Iterable[str], folder: Path) -> dict[str, tuple[str, Numbers]]:
     """Return, for names of files in one folder, what names the model and the numbers after it."""
     names = list(stems)
-    return {name: _split(name, names, folder) for name in names}
+    epochs: dict[str, set[str]] = {}
+    for found in filter(None, map(_TWO.fullmatch, names)):
+        epochs.setdefault(found[1], set()).add(found[2])
+    return {name: _split(name, epochs, folder) for name in names}
 
 
 def is_named_after(folder: Path, model: str) -> bool:
@@ -46,23 +49,18 @@ def is_named_after(folder: Path, model: str) -> bool:
     return bool(model) and str(folder).endswith(f"-{model.replace('--', '/')}")
 
 
-def _split(name: str, names: list[str], folder: Path) -> tuple[str, Numbers]:
+def _split(name: str, epochs: Mapping[str, Collection[str]], folder: Path) -> tuple[str, Numbers]:
     series, numbers = split_words(name)
     if numbers:
         return series, numbers
     one, two = _ONE.fullmatch(name), _TWO.fullmatch(name)
     if one is None or _NO_STEP.fullmatch(one[1]):
         return name, ()
+    # Two numbers are an epoch and a step where the folder is named so, or other files have other epochs.
     if (
         two
         and not is_named_after(folder, one[1])
-        and (is_named_after(folder, two[1]) or _has_other_epochs(two, names))
+        and (is_named_after(folder, two[1]) or len(epochs[two[1]]) > 1)
     ):
         return two[1], (int(two[2]), int(two[3]))
     return one[1], (int(one[2]),)
-
-
-def _has_other_epochs(two: re.Match[str], names: list[str]) -> bool:
-    """Return whether another name differs from this one in the number before the last."""
-    others = (_TWO.fullmatch(name) for name in names)
-    return any(other and other[1] == two[1] and other[2] != two[2] for other in others)

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from unshard.errors import DamagedFileError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, shown
 from unshard.readers.torch_storages import Storage, TorchFile, parse_storage_reference
-from unshard.readers.unpickling import CutShortError, Pickle, read_pickle_at
+from unshard.readers.unpickling import Pickle, cut_short, read_pickle_at
 from unshard.readers.zip_end import HINT_COPY
 from unshard.storage.files import InputFile
 
@@ -66,15 +66,15 @@ def _read_pickles(file: InputFile, count: int) -> list[Pickle]:
     data = file.read(0, min(_FIRST_READ, file.size))
     pickles: list[Pickle] = []
     while len(pickles) < count:
-        start = pickles[-1].stop if pickles else 0
-        try:
-            pickles.append(read_pickle_at(data, start, file.path))
-        except CutShortError:
-            if len(data) == file.size:
-                raise
-            if len(data) >= _PICKLE_BYTES:
-                saw = f"more than {_PICKLE_BYTES} bytes"
-                raise UnsafeFileError(file.path, "has pickles that are too large", saw=saw) from None
+        pickle = read_pickle_at(data, pickles[-1].stop if pickles else 0, file.path)
+        if pickle is not None:
+            pickles.append(pickle)
+        elif len(data) == file.size:
+            raise cut_short(file.path, file.size)
+        elif len(data) >= _PICKLE_BYTES:
+            saw = f"more than {_PICKLE_BYTES:,} bytes"
+            raise UnsafeFileError(file.path, "has pickles that are too large", saw=saw)
+        else:
             data = file.read(0, min(8 * len(data), _PICKLE_BYTES, file.size))
     return pickles
 

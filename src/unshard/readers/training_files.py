@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from unshard.checkpoint import Extra
-from unshard.readers.folders import Folder
+from unshard.readers.folders import Folder, size_of
 
 Kind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
 
@@ -33,21 +32,7 @@ def describe_training_files(folder: Folder) -> Iterator[Extra]:
     """Yield the training state beside a model, with its size; nothing of it is opened."""
     for name in folder.files:
         if (kind := training_kind(name)) is not None:
-            yield Extra(name, kind, _size(folder.path / name))
+            yield Extra(name, kind, size_of(folder.path / name))
     for name in folder.folders:
         if (kind := training_kind(name)) is not None:
-            yield Extra(f"{name}/", kind, _folder_size(folder.path / name))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _folder_size(path: Path) -> int:
-    try:
-        return sum(map(_size, path.iterdir()))
-    except OSError:
-        return 0
+            yield Extra(f"{name}/", kind, size_of(folder.path / name))

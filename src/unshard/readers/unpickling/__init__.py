@@ -38,7 +38,6 @@ from unshard.readers.unpickling.records import (
 )
 
 __all__ = [
-    "CutShortError",
     "Entries",
     "Global",
     "Limits",
@@ -46,6 +45,7 @@ __all__ = [
     "Pickle",
     "Record",
     "bytes_of",
+    "cut_short",
     "is_python",
     "read_pickle",
     "read_pickle_at",
@@ -69,39 +69,36 @@ class Pickle:
     references: tuple[object, ...]
 
 
-class CutShortError(DamagedFileError):
-    """The pickle goes on after the last byte that was given."""
-
-
 def read_pickle(data: bytes, subject: object, *, limits: Limits | None = None) -> Pickle:
     """Return the one pickle that `data` is.
 
     Raises:
-        CutShortError: It does not end.
-        DamagedFileError: It is no pickle.
+        DamagedFileError: It is no pickle, or does not end.
         UnsafeFileError: It asks for something to be called, contradicts itself, or exceeds the limits.
     """
     pickle = read_pickle_at(data, 0, subject, limits=limits)
+    if pickle is None:
+        raise cut_short(subject, len(data))
     if pickle.stop != len(data):
         extra = len(data) - pickle.stop
         raise UnsafeFileError(subject, f"carries {extra} bytes after its pickle", hint=_HINT_UNSAFE)
     return pickle
 
 
-def read_pickle_at(data: bytes, start: int, subject: object, *, limits: Limits | None = None) -> Pickle:
-    """Return the pickle that begins at `start` of `data`; other bytes may follow it.
+def read_pickle_at(
+    data: bytes, start: int, subject: object, *, limits: Limits | None = None
+) -> Pickle | None:
+    """Return the pickle that begins at `start` of `data`, or None where the data ends before it does.
 
     Raises:
-        CutShortError: It does not end.
         DamagedFileError: It is no pickle.
         UnsafeFileError: It asks for something to be called, contradicts itself, or exceeds the limits.
     """
     machine = Machine(data, start, limits or Limits())
     try:
         value = machine.run(INSTRUCTIONS)
-    except PickleCutShortError as error:
-        problem = f"ends in the middle of its pickle: {error}"
-        raise CutShortError(subject, problem, hint=_HINT_DAMAGED) from None
+    except PickleCutShortError:
+        return None
     except BrokenPickleError as error:
         where = f"at byte {machine.at}, {error}"
         raise DamagedFileError(subject, "holds a broken pickle", saw=where, hint=_HINT_DAMAGED) from None
@@ -110,5 +107,14 @@ def read_pickle_at(data: bytes, start: int, subject: object, *, limits: Limits |
     return Pickle(value, machine.at, tuple(machine.names), tuple(machine.references))
 
 
+def cut_short(subject: object, length: int) -> DamagedFileError:
+    """Return the error for a file that ends in the middle of a pickle."""
+    saw = f"{length:,} bytes"
+    return DamagedFileError(subject, "ends in the middle of its pickle", saw=saw, hint=_HINT_DAMAGED)
+
+
 _HINT_DAMAGED = "Copy the file again; if the original is the same, its save was cut short."
-_HINT_UNSAFE = "Nothing in it was run. Ask whoever made the file for a plain state dict."
+_HINT_UNSAFE = (
+    "Nothing in it was run. Copy the file again; if the original is the same, ask whoever made it for a"
+    " plain state dict."
+)
