@@ -40,6 +40,9 @@ class Checksum:
     subject: str
 
 
+ExtraKind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
+
+
 @dataclass(frozen=True, slots=True)
 class Extra:
     """Something in or beside the checkpoint that is not the model.
@@ -52,7 +55,7 @@ class Extra:
     """
 
     name: str
-    kind: Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
+    kind: ExtraKind
     size: int
     value: str | None = None
 

@@ -172,7 +172,9 @@ def test_files_of_lightning_are_steps(tmp_path: Path) -> None:
 def test_a_model_at_the_top_is_taken_before_the_steps_below_it(tmp_path: Path) -> None:
     save_folder(tmp_path, 1)
     save_folder(tmp_path / "checkpoint-5", 5)
-    assert number_in(opened(tmp_path)) == 1
+    checkpoint = opened(tmp_path)
+    assert number_in(checkpoint) == 1
+    assert [(f.code, f.saw) for f in checkpoint.findings] == [("U101", "also there: checkpoint-5/")]
     assert number_in(at_step(tmp_path, 5)) == 5
 
 

@@ -382,6 +382,23 @@ def test_tensors_without_names_are_refused(value: Any, tmp_path: Path) -> None:
         opened(tmp_path / "m.pt")
 
 
+class Holder:
+    def __init__(self) -> None:
+        self.weight = torch.ones(2)
+
+
+def test_tensors_inside_of_unknown_objects_are_refused_with_their_class(tmp_path: Path) -> None:
+    torch.save({"holder": Holder()}, tmp_path / "m.pt")
+    with pytest.raises(UnsupportedLayoutError, match=r"not known here: saw .*\.Holder"):
+        opened(tmp_path / "m.pt")
+
+
+def test_models_of_single_numbers_are_models(tmp_path: Path) -> None:
+    torch.save({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, tmp_path / "m.pt")
+    with pytest.raises(AmbiguousModelError):
+        opened(tmp_path / "m.pt")
+
+
 def test_a_file_without_tensors_is_not_a_checkpoint(tmp_path: Path) -> None:
     torch.save({"lr": 0.1, "name": "x"}, tmp_path / "m.pt")
     with pytest.raises(UnknownLayoutError, match=r"no tensors: saw values: lr, name"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from unshard.checkpoint import Extra
+from unshard.checkpoint import Extra, ExtraKind
 from unshard.errors import UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, shown
 from unshard.readers.torch_objects import OtherTensor, describe_tensor, is_tensor
@@ -25,7 +25,7 @@ Container = tuple[str, ...]
 _DEEPEST = 64
 _MOST_VALUES = 200  # a note of every value of a hostile or odd file would bury the others
 
-_CONTAINERS: tuple[tuple[re.Pattern[str], str], ...] = (
+_CONTAINERS: tuple[tuple[re.Pattern[str], ExtraKind], ...] = (
     (re.compile(r"(.*_)?(optims?|optimizers?)(_.*)?|opt_state.*|opt", re.IGNORECASE), "optimizer"),
     (re.compile(r"(.*_)?(lr_?)?sched(uler)?s?(_.*)?", re.IGNORECASE), "scheduler"),
     (re.compile(r"(.*_)?rng(_.*)?|(.*_)?random_states?(_.*)?", re.IGNORECASE), "rng"),
@@ -99,9 +99,8 @@ class _Survey:
                 return []
             self._seen.add(id(node))
         entries = entries_of(node)
-        if (kind := _training_kind(path, entries)) is not None and isinstance(
-            node, dict | list | tuple | Record
-        ):
+        kind = _training_kind(path, entries)
+        if kind is not None and isinstance(node, dict | list | tuple | Record):
             self._note(path, node, kind)
         elif entries is not None:
             return self._visit_entries(path, entries)
@@ -134,11 +133,8 @@ class _Survey:
     def _note_unnamed(self, path: Container, entries: Entries, tensors: Mapping[str, Record]) -> None:
         where = dotted(path) or "the top level"
         if tensors:
-            raise UnsupportedLayoutError(
-                self.saved.file.path,
-                "has tensors with names and tensors without in one place",
-                saw=cut(where),
-            )
+            problem = "has tensors with names and tensors without in one place"
+            raise UnsupportedLayoutError(self.saved.file.path, problem, saw=cut(where))
         self.unnamed.append(where)
         self._note(path, entries, "value", "tensors whose names are no text")
 
@@ -163,9 +159,9 @@ class _Survey:
         elif path and len(self.extras) < _MOST_VALUES:
             self._note(path, node, _value_kind(path[-1]), shown(node))
 
-    def _note(self, path: Container, node: object, kind: str, value: str | None = None) -> None:
+    def _note(self, path: Container, node: object, kind: ExtraKind, value: str | None = None) -> None:
         size = self._bytes_below(node)
-        self.extras.append(Extra(cut(dotted(path)) or "the top level", kind, size, value))  # type: ignore[arg-type]
+        self.extras.append(Extra(cut(dotted(path)) or "the top level", kind, size, value))
 
     def _bytes_below(self, node: object) -> int:
         """Return the bytes of all storages below a value that were not counted before."""
@@ -184,27 +180,27 @@ class _Survey:
 
     def _require_printable(self, name: str) -> None:
         if not name or not name.isprintable():
-            raise UnsafeFileError(
-                self.saved.file.path,
-                "has a tensor whose name cannot be printed",
-                saw=repr(cut(name)),
-            )
+            problem = "has a tensor whose name cannot be printed"
+            raise UnsafeFileError(self.saved.file.path, problem, saw=repr(cut(name)))
 
     def set_values_apart(self) -> None:
         """Turn groups of single numbers (a loss, a counter) into plain values where there are others."""
-        for path in list(self.groups) if len(self.groups) > 1 else ():
-            tensors = self.groups[path]
-            if len(tensors) <= 16 and all(self._is_number(name, t) for name, t in tensors.items()):
-                del self.groups[path]
-                for name, tensor in tensors.items():
-                    self._note((*path, name), tensor, _value_kind(name), "a number")
+        numbers = [path for path, tensors in self.groups.items() if self._are_numbers(tensors)]
+        if len(numbers) == len(self.groups):
+            return
+        for path in numbers:
+            for name, tensor in self.groups.pop(path).items():
+                self._note((*path, name), tensor, _value_kind(name), "a number")
+
+    def _are_numbers(self, tensors: Mapping[str, Record]) -> bool:
+        return len(tensors) <= 16 and all(self._is_number(name, t) for name, t in tensors.items())
 
     def _is_number(self, name: str, record: Record) -> bool:
         described = describe_tensor(record, self.saved, name)
         return not isinstance(described, OtherTensor) and element_count(described.tensor) == 1
 
 
-def _training_kind(path: Container, entries: Entries | None) -> str | None:
+def _training_kind(path: Container, entries: Entries | None) -> ExtraKind | None:
     """Return which training state a value is by its name, or by what it holds; None where it is none."""
     if entries is not None and {"state", "param_groups"} <= entries.keys():
         return "optimizer"
@@ -213,7 +209,7 @@ def _training_kind(path: Container, entries: Entries | None) -> str | None:
     return next((kind for pattern, kind in _CONTAINERS if pattern.fullmatch(path[-1])), None)
 
 
-def _value_kind(name: str) -> str:
+def _value_kind(name: str) -> ExtraKind:
     return "step" if _COUNTER.fullmatch(name) else "value"
 
 

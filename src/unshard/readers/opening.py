@@ -50,7 +50,8 @@ def open_checkpoint(path: Path, *, step: int | None, select: str | None) -> Chec
         UnsafeFileError: A file contradicts itself, or asks for code to be run.
         OptionError: `step` or `select` names nothing.
     """
-    if _is_folder(path):
+    is_folder = _is_folder(path)
+    if is_folder:
         root = path.parent if _is_step(path) else path
         folder = look_into(path, root)
         found = _in_folder(folder, root, step)
@@ -61,20 +62,13 @@ def open_checkpoint(path: Path, *, step: int | None, select: str | None) -> Chec
         found = find_here(folder, root)
         chosen = _that_file(path, found, root)
         if step is not None and chosen.numbers[-1:] != (step,):
-            raise OptionError(
-                f"--step {step}",
-                f"cannot be taken from one file, `{path.name}`",
-                hint=f"Give the folder: {path.parent}",
-            )
+            problem = f"cannot be taken from one file, `{path.name}`"
+            raise OptionError(f"--step {step}", problem, hint=f"Give the folder: {path.parent}")
     steps = steps_of(chosen, found)
     checkpoint = _opened(chosen, steps, folder, select)
-    told = () if not _is_folder(path) else (*_others_told(chosen, steps), *_unread_told(chosen, found))
+    told = (*_others_told(chosen, steps, folder), *_unread_told(chosen, found)) if is_folder else ()
     checkpoint = with_surroundings(checkpoint, root)
-    return replace(
-        checkpoint,
-        steps=tuple(f.step for f in steps),
-        findings=(*told, *checkpoint.findings),
-    )
+    return replace(checkpoint, steps=tuple(f.step for f in steps), findings=(*told, *checkpoint.findings))
 
 
 def _is_folder(path: Path) -> bool:
@@ -105,7 +99,7 @@ def _is_step(path: Path) -> bool:
 
 
 def _in_folder(folder: Folder, root: Path, step: int | None) -> list[Found]:
-    """Return the candidates in a folder, or where there are none, or another step is meant, below it."""
+    """Return the candidates in a folder; those below it, too, where none is there or a step is meant."""
     if training_kind(folder.path.name):
         raise TrainingStateError(
             folder.path, "is a folder of training state, not of a model", hint=_beside(folder.path.parent)
@@ -123,7 +117,7 @@ def _in_folder(folder: Folder, root: Path, step: int | None) -> list[Found]:
 def _nothing(folder: Folder) -> UnshardError:
     """Return the error for a folder without a checkpoint."""
     if folder.outside:
-        target = (folder.path / folder.outside[0]).resolve()
+        target = Path(os.path.realpath(folder.path / folder.outside[0]))
         return UnsafeFileError(
             folder.path,
             "holds links that lead out of it, which are not followed",
@@ -192,16 +186,20 @@ def _model_among(found: list[Found]) -> str | None:
     return f"The model is in the file beside it: unshard inspect {as_argument(newest.candidate.path)}"
 
 
-def _others_told(chosen: Found, steps: list[Found]) -> list[Finding]:
-    others = [f for f in steps if f is not chosen]
+def _others_told(chosen: Found, steps: list[Found], folder: Folder) -> list[Finding]:
+    """Tell of the other steps: those it was chosen from, or those below a model at the top."""
+    others = [(f.place, f.numbers[-1]) for f in steps if f is not chosen]
+    if not chosen.numbers:
+        numbered = ((name, split_words(name)[1]) for name in folder.folders)
+        others += [(f"{name}/", numbers[-1]) for name, numbers in numbered if numbers]
     if not others:
         return []
     return [
         finding(
             "U101",
             subject=chosen.place,
-            saw=f"also there: {listed([f.place for f in others], at_most=5)}",
-            remedy=f"Take another one with --step, for example: --step {others[-1].numbers[-1]}",
+            saw=f"also there: {listed([place for place, _ in others], at_most=5)}",
+            remedy=f"Take another one with --step, for example: --step {others[-1][1]}",
         )
     ]
 

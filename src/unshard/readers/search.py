@@ -113,7 +113,8 @@ def choose(found: Sequence[Found], step: int | None, subject: Path) -> Found:
     if len(series) > 1 or (unnumbered and len(readable) > 1):
         raise _ambiguous(readable, subject)
     newest = max(readable, key=lambda f: f.numbers)
-    newer = [f for f in found if not f.is_read and f.numbers > newest.numbers]
+    like_it = [f for f in found if not f.is_read and f.series[0] == newest.series[0]]
+    newer = [f for f in like_it if f.numbers > newest.numbers]
     return max(newer, key=lambda f: f.numbers) if newer else newest
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from unshard.checkpoint import Checksum, Extra
 from unshard.errors import (
-    DamagedFileError,
     TrainingStateError,
     UnknownLayoutError,
     UnsafeFileError,
@@ -179,7 +178,12 @@ def _no_model(saved: TorchFile, contents: Contents) -> UnshardError:
     if kinds:
         return TrainingStateError(path, f"holds training state and no model: {', '.join(kinds)}")
     if saved.storages:
-        raise DamagedFileError(path, "holds storages, and no tensor that uses them", saw=shown(saved.value))
+        return UnsupportedLayoutError(
+            path,
+            "keeps its tensors in objects of classes that are not known here",
+            saw=listed([cut(c) for c in foreign_classes(saved.classes)]) or shown(saved.value),
+            hint="Load it where it was made, and save a plain state dict with torch.save.",
+        )
     what = shown(saved.value)
     if isinstance(saved.value, Entries) and contents.extras:
         what = "values: " + listed([extra.name for extra in contents.extras])

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
 
-from unshard.checkpoint import Extra
+from unshard.checkpoint import Extra, ExtraKind
 from unshard.readers.folders import Folder, size_of
-
-Kind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
 
 # llama-recipes: optimizer-<model>-<epoch>.pt; accelerate: optimizer.bin, optimizer_0/, scheduler.bin,
 # random_states_0.pkl, scaler.pt; the Trainer: optimizer.pt, scheduler.pt, rng_state_0.pth,
 # training_args.bin, trainer_state.json; Lightning's callbacks and others follow suit.
-_KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
+_KINDS: tuple[tuple[re.Pattern[str], ExtraKind], ...] = (
     (re.compile(r"(optim|optimizer|opt_state)([-_.].*)?|.*[-_]optim(izer)?(_states?)?\.\w+"), "optimizer"),
     (re.compile(r"(lr_)?scheduler([-_.].*)?"), "scheduler"),
     (re.compile(r"(rng_state|random_states)([-_.].*)?"), "rng"),
@@ -23,7 +20,7 @@ _KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
 )
 
 
-def training_kind(name: str) -> Kind | None:
+def training_kind(name: str) -> ExtraKind | None:
     """Return which training state a file or folder of this name holds, or None where it holds none."""
     return next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
 
