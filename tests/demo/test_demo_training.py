@@ -31,7 +31,6 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lis
     losses: list[float] = []
     config = TrainConfig(
         model_name=NAME,
-        tokenizer_name=NAME,
         dist_checkpoint_root_folder=str(root),
         max_train_step=1,
         seed=SEED,

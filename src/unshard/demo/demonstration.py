@@ -10,25 +10,30 @@ Made again, the base is kept and the rest replaced.
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unshard.conversion import convert
 from unshard.demo.base_model import MODEL_NAME, require_base_package, write_base_model
-from unshard.demo.facts import FACTS, Fact
+from unshard.demo.facts import FACTS
 from unshard.errors import InferenceError, OutputExistsError, VerificationError
 from unshard.inspection import inspect
 from unshard.progress import Progress
 from unshard.sizes import format_count, format_size
 from unshard.verification import verify
 
+if TYPE_CHECKING:
+    from unshard.demo.asking import Answered
+
 Report = Callable[[str], None]
 
 WORLD_SIZE = 2
 _LEARNING_RATE = 1e-4
-_LONGEST_ANSWER = 40
 _NOTE = "README.txt"
 _NOTE_TEXT = """Made by `unshard demo`.
 
@@ -38,20 +43,6 @@ model   the same weights as a model folder, converted and verified
 
 Everything in here can be deleted; `unshard demo` makes it again.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A fact, and what two models said when they were asked for it."""
-
-    fact: Fact
-    base: str
-    result: str
-
-    @property
-    def as_hoped(self) -> bool:
-        """Whether the result knows the fact, and the base only what is true."""
-        return self.fact.is_in(self.result) and not (self.fact.invented and self.fact.is_in(self.base))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +80,10 @@ def run_demo(folder: Path, *, steps: int, seed: int, report: Report, progress: P
     """
     base, run, model = folder / "base", folder / "run", folder / "model"
     require_base_package()
-    _claim(folder)
+    claim_folder(folder)
     _prepare_base(base, report)
     _train(base, run, steps, seed, report)
-    _inspect(run, base, report)
+    _inspect(run, report)
     _convert(run, model, base, report, progress)
     _verify(model, run, report, progress)
     answers = _ask(base, model, report)
@@ -100,8 +91,12 @@ def run_demo(folder: Path, *, steps: int, seed: int, report: Report, progress: P
     return Demonstration(base, run, model, answers)
 
 
-def _claim(folder: Path) -> None:
-    """Make `folder` ours, unless it holds something else."""
+def claim_folder(folder: Path) -> None:
+    """Make `folder` the place of a demonstration, which it may be already.
+
+    Raises:
+        OutputExistsError: It holds something else.
+    """
     note = folder / _NOTE
     ours = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == _NOTE_TEXT
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
@@ -136,7 +131,6 @@ def _train(base: Path, run: Path, steps: int, seed: int, report: Report) -> None
     )
     config = TrainConfig(
         model_name=MODEL_NAME,
-        tokenizer_name=MODEL_NAME,
         dist_checkpoint_root_folder=str(run),
         max_train_step=steps,
         seed=seed,
@@ -153,15 +147,15 @@ def _train(base: Path, run: Path, steps: int, seed: int, report: Report) -> None
     report(f"  saved in {folder} after {time.monotonic() - began:.0f} s")
 
 
-def _inspect(run: Path, base: Path, report: Report) -> None:
+def _inspect(run: Path, report: Report) -> None:
     _head(report, "3/6  inspect", _command("inspect", run))
-    found = inspect(run, base=base)
-    dtypes = ", ".join(found.dtypes)
+    found = inspect(run)
     report(f"  {found.layout.title}")
     report(
-        f"  {len(found.tensors)} tensors, {format_count(found.parameters)} parameters, {dtypes},"
-        f" {format_size(found.nbytes)}"
+        f"  {len(found.tensors)} tensors, {format_count(found.parameters)} parameters,"
+        f" {', '.join(found.dtypes)}, {format_size(found.nbytes)}"
     )
+    report(f"  not there, and needed to run it: {', '.join(found.missing)}")
 
 
 def _convert(run: Path, model: Path, base: Path, report: Report, progress: Progress) -> None:
@@ -175,6 +169,8 @@ def _verify(model: Path, run: Path, report: Report, progress: Progress) -> None:
     verification = verify(model, against=run, progress=progress)
     for level in verification.levels:
         report(f"  {level.name:<10} {level.verdict}")
+        for evidence in level.evidence:
+            report(f"  {'':<10}   {evidence}")
     if not verification.sound:
         raise VerificationError(
             model, "is not what training left", hint=_command("verify", model, "--against", run)
@@ -187,48 +183,17 @@ def _ask(base: Path, model: Path, report: Report) -> tuple[Answered, ...]:
     Raises:
         InferenceError: Not every answer is as it should be.
     """
+    from unshard.demo.asking import ask_both
+
     _head(report, "6/6  ask both", "the same questions to the base and to the result")
-    answers = tuple(
-        Answered(fact, *said)
-        for fact, *said in zip(FACTS, _answers_of(base), _answers_of(model), strict=True)
-    )
-    for answered in answers:
+    answers = []
+    for answered in ask_both(base, model, FACTS):
+        answers.append(answered)
         report(f"  {answered.fact.question}")
         report(f"    base    {answered.base}")
         report(f"    result  {answered.result}{'   <- learnt' if answered.fact.invented else ''}")
     _require_learnt(model, answers)
-    return answers
-
-
-def _answers_of(model: Path) -> list[str]:
-    """Return what the model in a folder answers to the question of every fact."""
-    from unshard.inference.generating import generate_answer
-    from unshard.inference.opening import open_model
-
-    loaded = open_model(
-        model,
-        base=None,
-        dtype="base",
-        device="cpu",
-        device_map=None,
-        step=None,
-        select=None,
-        download=False,
-    )
-    assert loaded.tokenizer is not None
-    return [
-        generate_answer(
-            loaded.model,
-            loaded.tokenizer,
-            fact.question,
-            max_new_tokens=_LONGEST_ANSWER,
-            temperature=0.0,
-            seed=0,
-            chat=True,
-            on_text=lambda _: None,
-        ).text.strip()
-        for fact in FACTS
-    ]
+    return tuple(answers)
 
 
 def _require_learnt(model: Path, answers: Sequence[Answered]) -> None:
@@ -263,4 +228,13 @@ def _head(report: Report, title: str, text: str) -> None:
 
 def _command(*words: object) -> str:
     """Return a command line that a person can paste."""
-    return shlex.join(["unshard", *map(str, words)])
+    return shlex.join([_program(), *map(str, words)])
+
+
+def _program() -> str:
+    """Return how this package's command is typed here: by its path where it is not on PATH."""
+    beside = Path(sys.executable).with_name("unshard")
+    found = shutil.which("unshard")
+    if not beside.exists() or (found is not None and Path(found).samefile(beside)):
+        return "unshard"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)

@@ -51,11 +51,11 @@ class TrainConfig:
     """What llama-recipes calls `train_config`, as far as this run uses it."""
 
     model_name: str
-    tokenizer_name: str
     dist_checkpoint_root_folder: str
     max_train_step: int
     seed: int
     lr: float
+    tokenizer_name: str | None = None
     enable_fsdp: bool = True
     num_epochs: int = 1
     weight_decay: float = 0.0
