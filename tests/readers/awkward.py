@@ -49,6 +49,9 @@ def awkward_tensors() -> OrderedDict[str, torch.Tensor]:
     state["tied.head"] = state["tied.embedding"]
     state["parameter"] = torch.nn.Parameter(torch.ones(3))
     state["parameter.frozen"] = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    state["parameter.with_state"] = torch.nn.Parameter(torch.ones(2))
+    state["parameter.with_state"].tag = "x"
+    state["buffer"] = torch.nn.Buffer(torch.ones(4))
     state["with_attributes"] = torch.ones(2)
     state["with_attributes"]._has_been_cloned = True
     state["complex128"] = torch.randn(3, dtype=torch.complex128)

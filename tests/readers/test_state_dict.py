@@ -193,6 +193,27 @@ def _legacy(reference: tuple[Any, ...], key: str, values: range) -> bytes:
     return out.getvalue() + len(data).to_bytes(8, "little") + data.tobytes()
 
 
+@pytest.mark.parametrize("module", ["_tensor", "tensor"])
+def test_tensors_with_attributes_of_older_torch_are_read(module: str, tmp_path: Path) -> None:
+    inner = TensorRef(StorageRef("0", 3, torch.FloatStorage), (3,), (1,))
+
+    class Attributed:
+        def __reduce__(self) -> tuple[Any, ...]:
+            function, args = inner.__reduce__()
+            return torch._tensor._rebuild_from_type, (function, torch.Tensor, args, {"tag": 1})
+
+    content = pickled({"w": Attributed()}).replace(b"ctorch._tensor\n", b"ctorch.%b\n" % module.encode())
+    path = write_archive(tmp_path / "m.pt", torch_entries(content, {"0": b"0123456789ab"}))
+    assert read_values(opened(path).tensors)["w"][2] == b"0123456789ab"
+
+
+def test_a_tensor_of_four_arguments_is_read(tmp_path: Path) -> None:
+    storage = StorageRef("0", 3, torch.FloatStorage)
+    tensor = TensorRef(storage, (3,), (1,), 0, (), torch._utils._rebuild_tensor)
+    path = write_archive(tmp_path / "m.pt", torch_entries({"w": tensor}, {"0": b"0123456789ab"}))
+    assert read_values(opened(path).tensors)["w"][2] == b"0123456789ab"
+
+
 @pytest.mark.parametrize(
     ("container", "path"),
     [
