@@ -107,6 +107,7 @@ def test_every_tensor_is_aligned_to_its_dtype(tmp_path: Path) -> None:
     assert all(p.start % p.tensor.dtype.itemsize == 0 for p in files[0].placements)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_dtypes_that_safetensors_lacks_are_refused_together_with_the_way_out(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(1, dtype=torch.complex128), "b": torch.zeros(1)}
     tensors |= {f"c{i}": torch.zeros(1, dtype=torch.complex32) for i in range(4)}
