@@ -263,6 +263,29 @@ def test_without_any_base_every_hint_is_told(run: Callable[..., Checkpoint], cac
     assert codes(findings) == ["U606"]
 
 
+@pytest.mark.parametrize("reference", ["~nobody-of-that-name/8B", "x" * 5000, "a\0b", "", "..", "/"])
+def test_an_odd_hint_leads_nowhere_and_breaks_nothing(
+    reference: str, run: Callable[..., Checkpoint], cache: Path, tmp_path: Path
+) -> None:
+    checkpoint = run(
+        hints=(BaseHint(reference, HINT),), training={"tokenizer_name": reference, "model_name": reference}
+    )
+    base, findings = find_base(checkpoint, reference=None, download=False)
+    assert base is None
+    assert codes(findings) == ["U606"]
+    folder = folder_with(tmp_path / "base")
+    told = found(checkpoint, folder)[1]
+    assert set(codes(told)) <= {"U604", "U606"}
+    assert max(len(one_told.saw) for one_told in told) < 600
+
+
+def test_a_configuration_of_absurd_size_is_refused(run: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "base")
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(65 << 20)
+    assert refused(run(), folder).problem == "is too large for a configuration"
+
+
 def test_what_the_user_names_wins_over_the_training_parameters(
     run: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:

@@ -70,13 +70,15 @@ def test_flat_parameters_of_one_rank_are_recognised(
 def test_empty_placeholders_are_recognised(base_folder: Folder, state: States, tmp_path: Path) -> None:
     empty = {name: torch.empty(0) for name in state("llama")}
     error = refused(empty, base_folder("llama"), tmp_path)
-    assert str(error.hint).startswith("21 tensors are empty placeholders: 0 of 24,736 elements.")
+    assert str(error.hint).startswith(
+        "21 tensors are empty placeholders (torch.Size([0])): 0 of 24,736 elements."
+    )
 
 
 def test_one_empty_norm_is_recognised(base_folder: Folder, state: States, tmp_path: Path) -> None:
     broken = state("llama") | {"model.norm.weight": torch.empty(0)}
     error = refused(broken, base_folder("llama"), tmp_path)
-    assert str(error.hint).startswith("1 tensor is empty placeholders: 0 of 32 elements.")
+    assert str(error.hint).startswith("1 tensor is empty placeholders (torch.Size([0])): 0 of 32 elements.")
 
 
 def test_whole_units_in_one_vector_are_recognised(base_folder: Folder, state: States, tmp_path: Path) -> None:

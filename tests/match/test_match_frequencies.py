@@ -173,6 +173,19 @@ def test_pictures_turn_by_the_default_theta() -> None:
     assert compare_frequencies(wanted, variants).fits is True
 
 
+def test_local_attention_may_have_a_theta_of_its_own() -> None:
+    config = config_of({"rope_type": "linear", "factor": 8.0}, 1e6, rope_local_base_freq=10000.0)
+    for wanted in (10000.0 ** (-np.arange(32) / 32), 1e6 ** (-np.arange(32) / 32) / 8):
+        assert compare_frequencies(wanted, rotary_variants(config, NAME)).fits is True
+
+
+def test_part_of_the_frequencies_may_stand_still() -> None:
+    scaling = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    wanted = 10000.0 ** (-np.arange(32) / 32)
+    wanted[8:] = 0
+    assert compare_frequencies(wanted, rotary_variants(config_of(scaling, 10000.0), NAME)).fits is True
+
+
 def test_a_scaling_of_tomorrow_cannot_be_checked() -> None:
     config = config_of({"rope_type": "wavelet", "factor": 2.0}, 10000.0)
     comparison = compare_frequencies(10000.0 ** (-np.arange(32) / 32), rotary_variants(config, NAME))
@@ -333,3 +346,23 @@ def test_old_configurations_of_a_real_family_agree(tmp_path: Path) -> None:
     assert len(match_state(old | {"model.rotary_emb.inv_freq": frequencies}, base, tmp_path).tensors) == len(
         old
     )
+
+
+def test_tables_of_sines_are_dropped_with_a_warning(
+    base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    old = state("llama") | {"freqs_cis": torch.ones(8, 4, dtype=torch.complex64)}
+    model = match_state(old, base_folder("llama"), tmp_path)
+    assert one(model.findings, "U203").saw == "sines and cosines are not compared"
+
+
+def test_frequencies_that_are_integers_are_none(base_folder: Folder, state: States, tmp_path: Path) -> None:
+    with pytest.raises(MatchError) as caught:
+        match_state(state("llama") | {NAME: torch.arange(4)}, base_folder("llama"), tmp_path)
+    (mismatch,) = caught.value.mismatches
+    assert (mismatch.kind, mismatch.saw) == ("value", "4 elements of int64")
+
+
+def test_a_buffer_of_zeros_is_recognised(base_folder: Folder, state: States, tmp_path: Path) -> None:
+    old = state("encoder") | {"bert.embeddings.token_type_ids": torch.zeros(1, 64, dtype=torch.int64)}
+    assert len(match_state(old, base_folder("encoder"), tmp_path).tensors) == 42

@@ -16,7 +16,41 @@ def locate_base(reference: str, *, download: bool) -> Path:
     Raises:
         BaseModelError: It is nowhere, or what is there is no model folder; with the next action.
     """
-    path = Path(reference).expanduser()
+    try:
+        return _locate(reference, download=download)
+    except OSError as error:
+        raise BaseModelError(shortened(reference), "cannot be looked at", saw=error.strerror) from error
+
+
+def locate_tokenizer(reference: str, *, download: bool) -> Path:
+    """Return the folder of a tokenizer, which needs no config.json; else as `locate_base`.
+
+    Raises:
+        BaseModelError: It is nowhere.
+    """
+    try:
+        if folder_named(reference).is_dir():
+            return folder_named(reference)
+    except OSError as error:
+        raise BaseModelError(shortened(reference), "cannot be looked at", saw=error.strerror) from error
+    return locate_base(reference, download=download)
+
+
+def shortened(reference: str) -> str:
+    """Return a reference as it is shown: files of strangers may name anything."""
+    return reference if len(reference) <= 200 else f"{reference[:200]}..."
+
+
+def folder_named(reference: str) -> Path:
+    """Return the path that a reference is; what `~` cannot stand for is left as it is."""
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:
+        return Path(reference)
+
+
+def _locate(reference: str, *, download: bool) -> Path:
+    path = folder_named(reference)
     if path.is_dir():
         folder = path if (path / "config.json").exists() else snapshot_of(path) or path
         require_model_folder(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from unshard.base.configuration import all_levels, read_config
 from unshard.base.description import Base
 from unshard.base.expectation import Expectation, expected_from_weights
-from unshard.base.locating import locate_base
+from unshard.base.locating import folder_named, locate_base, locate_tokenizer, shortened
 from unshard.base.side_files import (
     code_files_of,
     makes_tokenizer,
@@ -106,7 +106,7 @@ def _told(base: Base) -> Finding:
 def _leads_nowhere(hint: BaseHint, error: BaseModelError) -> Finding:
     return finding(
         "U606",
-        subject=hint.reference,
+        subject=shortened(hint.reference),
         saw=f"named by {hint.origin}: {error.message}",
         remedy=error.hint or "Name the base with --base.",
     )
@@ -117,13 +117,21 @@ def _unused_hints(checkpoint: Checkpoint, folder: Path, reference: str) -> list[
     return [
         finding(
             "U604",
-            subject=hint.reference,
+            subject=shortened(hint.reference),
             saw=f"named by {hint.origin}",
             expected=f"{reference}, which --base names",
         )
         for hint in checkpoint.base_hints
-        if hint.reference != reference and Path(hint.reference).expanduser().resolve() != folder.resolve()
+        if hint.reference != reference and not _is_folder(hint.reference, folder)
     ]
+
+
+def _is_folder(reference: str, folder: Path) -> bool:
+    """Return whether a reference is that very folder."""
+    try:
+        return folder_named(reference).samefile(folder)
+    except (OSError, ValueError):  # a name with a null byte is no path at all
+        return False
 
 
 def _with_side_files(base: Base, checkpoint: Checkpoint, *, download: bool) -> tuple[Base, list[Finding]]:
@@ -150,14 +158,15 @@ def _other_tokenizer(
     if name is None or name == base.reference:
         return {}
     hint = BaseHint(name, "tokenizer_name in the training parameters")
-    folder = Path(name).expanduser()
     try:
-        folder = folder if folder.is_dir() else locate_base(name, download=download)
+        files = side_files_of(locate_tokenizer(name, download=download))
+        if not makes_tokenizer(files):
+            raise BaseModelError(name, "holds no tokenizer")
     except BaseModelError as error:
         findings.append(_leads_nowhere(hint, error))
         return {}
     findings.append(finding("U603", subject=name, saw=f"found by {hint.origin}; only its tokenizer is used"))
-    return _without_links(side_files_of(folder), findings)
+    return _without_links(files, findings)
 
 
 def _own_tokenizer(base: Base, checkpoint: Checkpoint, findings: list[Finding]) -> dict[str, Path]:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from unshard.errors import BaseModelError
+
 _TAKEN = re.compile(
     r".+\.(json|jinja|model|spm|tiktoken|bpe|codes|vocab)|(vocab|merges|emoji|dict|vocabulary)[\w.-]*\.txt"
     r"|tokenizer[\w.-]*|(LICEN[CS]E|NOTICE|USE_POLICY)([.-].*)?"
@@ -30,8 +32,15 @@ _TEMPLATE = re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/.
 
 
 def side_files_of(folder: Path) -> dict[str, Path]:
-    """Return the files of `folder` that belong to a model, by name relative to it, sorted."""
-    names = [path.name for path in folder.iterdir()]
+    """Return the files of `folder` that belong to a model, by name relative to it, sorted.
+
+    Raises:
+        BaseModelError: The folder cannot be listed.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise BaseModelError(folder, "cannot be listed", saw=error.strerror) from error
     extra = folder / "additional_chat_templates"
     if extra.is_dir():
         names += [f"{extra.name}/{path.name}" for path in extra.glob("*.jinja")]
@@ -81,12 +90,7 @@ def makes_tokenizer(names: Iterable[str]) -> bool:
 
 def _has_template(settings: Path | None) -> bool:
     """Return whether a tokenizer_config.json carries a chat template."""
-    if settings is None:
-        return False
-    try:
-        return b'"chat_template"' in settings.read_bytes()
-    except OSError:
-        return False
+    return settings is not None and b'"chat_template"' in settings.read_bytes()
 
 
 def outside_links(files: Mapping[str, Path]) -> list[str]:

@@ -114,7 +114,11 @@ def _not_gathered(evidence: Evidence) -> str | None:
     if not flat:
         return None
     have, need = sum(parts.values()), sum(math.prod(wanted[name]) for name in parts)
-    what = "empty placeholders" if have == 0 else "rank-local flat parameters, not full tensors"
+    what = (
+        "empty placeholders (torch.Size([0]))"
+        if have == 0
+        else "rank-local flat parameters, not full tensors"
+    )
     return (
         f"{_tensors(len(parts))} {what}: {have:,} of {need:,} elements. The model was saved without "
         "gathering its parameters, and the rest is not in this file. Look for a full or sharded checkpoint "
