@@ -19,7 +19,7 @@ LAYERS = (
     {"plan"},
     {"writers", "manifest"},
     {"engines", "checks", "inference"},
-    {"verify"},
+    {"proof"},
     {"inspection", "conversion", "verification"},
     {"demo", "cli", "__init__", "__main__"},
 )
@@ -27,7 +27,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms that are strangers to one another though they stand on one level.
 STRANGERS = ({"readers", "recipes"}, {"inspection", "conversion", "verification"}, {"engines", "inference"})
 TORCH_ROOMS = {"inference", "demo"}
-TORCH_MODULES = {"verify/forward.py", "base/model_class.py"}
+TORCH_MODULES = {"proof/forward.py", "base/model_class.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -32,11 +32,11 @@ from unshard.readers import open_checkpoint
 from unshard.sizes import parse_size
 from unshard.storage.folders import new_files, new_folder, require_outside, require_space
 from unshard.tensors import CastTensor, Tensor
-from unshard.verify.bytes import BytesProof, verify_bytes
-from unshard.verify.coverage import used_checksums
-from unshard.verify.forward import verify_forward
-from unshard.verify.levels import Level, bytes_level, forward_level, structure_level
-from unshard.verify.structure import verify_structure
+from unshard.proof.bytes import BytesProof, verify_bytes
+from unshard.proof.coverage import used_checksums
+from unshard.proof.forward import verify_forward
+from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
+from unshard.proof.structure import verify_structure
 from unshard.writers.model_files import plan_model_files
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import plan_torch_file

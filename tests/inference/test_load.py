@@ -159,7 +159,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
 
 def test_importing_the_room_imports_no_torch() -> None:
     code = (
-        "import sys, unshard.inference, unshard.verify.forward\n"
+        "import sys, unshard.inference, unshard.proof.forward\n"
         "print({'torch', 'transformers'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from unshard.findings import Finding, Severity
 from unshard.jsonable import to_json
 
 if TYPE_CHECKING:
-    from unshard.verify.levels import Level
+    from unshard.proof.levels import Level
 
 _SHOWN_ALIKE = 5
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}

@@ -1,0 +1,1 @@
+"""Proof: what lies on disk is read again, by other means than those that wrote it."""
