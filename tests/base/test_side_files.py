@@ -9,6 +9,7 @@ import torch
 from specimens import checkpoint_of, codes, one
 from unshard.base import Base, find_base
 from unshard.base.side_files import is_side_file, is_tokenizer_file, side_files_of, with_own_tokenizer
+from unshard.checkpoint import BaseHint
 from unshard.findings import Finding
 
 TAKEN = """
@@ -137,11 +138,22 @@ def test_a_named_base_with_a_tokenizer_wins_over_the_training_parameters(tmp_pat
 
 
 def test_training_took_the_tokenizer_it_names_whatever_lies_beside_the_model(tmp_path: Path) -> None:
-    paths(tmp_path / "run", "tokenizer_config.json", "tokenizer.json")
+    paths(tmp_path / "model", "tokenizer_config.json", "tokenizer.json")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    paths(tmp_path / "words", "tokenizer.json")
+    hints = (BaseHint(str(tmp_path / "model"), "model_name"),)
+    base, _ = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")}, hints=hints)
+    assert base.side_files["tokenizer.json"].parent.name == "words"
+
+
+def test_a_tokenizer_that_training_saved_goes_before_the_one_it_names(tmp_path: Path) -> None:
+    own = paths(tmp_path / "run", "tokenizer.json")
     (tmp_path / "run" / "config.json").write_text("{}")
     paths(tmp_path / "words", "tokenizer.json")
-    base, _ = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")})
-    assert base.side_files["tokenizer.json"].parent.name == "words"
+    base, findings = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")}, side_files=own)
+    assert base.side_files["tokenizer.json"].parent.name == "run"
+    assert codes(findings) == ["U603"]
+    assert one(findings, "U603").subject == str(tmp_path / "run")
 
 
 def test_a_tokenizer_name_that_leads_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from specimens import MAKERS, State
 from unshard.base import ExpectedTensor
 from unshard.errors import InputError
 from unshard.findings import Finding
+from unshard.proof.structure import verify_structure
 from unshard.readers.safetensors_file import describe_safetensors_file
 from unshard.storage.files import InputFile
-from unshard.proof.structure import verify_structure
 
 Folder = Callable[[str], Path]
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

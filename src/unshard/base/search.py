@@ -139,10 +139,11 @@ def _with_side_files(base: Base, checkpoint: Checkpoint, *, download: bool) -> t
     files, findings = side_files_of(base.path), list[Finding]()
     if base.found_implicitly:
         files = _without_links(files, findings)
-    if base.found_implicitly or not makes_tokenizer(files):
+    own = _own_tokenizer(base, checkpoint, findings)
+    if not own and (base.found_implicitly or not makes_tokenizer(files)):
         # Training takes the tokenizer that `tokenizer_name` names, whatever lies beside the model.
-        files = with_own_tokenizer(files, _other_tokenizer(base, checkpoint, findings, download=download))
-    files = with_own_tokenizer(files, _own_tokenizer(base, checkpoint, findings))
+        own = _other_tokenizer(base, checkpoint, findings, download=download)
+    files = with_own_tokenizer(files, own)
     code = code_files_of(base.path)
     if any(key in level for _, level in all_levels(base.config) for key in _CODE_KEYS):
         findings.append(_code_told(base, code))
@@ -170,9 +171,11 @@ def _other_tokenizer(
 
 
 def _own_tokenizer(base: Base, checkpoint: Checkpoint, findings: list[Finding]) -> dict[str, Path]:
-    """Return the small files beside the tensors, whose tokenizer goes before the base's."""
+    """Return the small files beside the tensors if there is a tokenizer, which goes before all others."""
     own = _without_links(checkpoint.side_files, findings)
-    if makes_tokenizer(own) and base.path.resolve() != _folder_of(checkpoint).resolve():
+    if not makes_tokenizer(own):
+        return {}
+    if base.path.resolve() != _folder_of(checkpoint).resolve():
         findings.append(finding("U609", subject=base.reference, saw="training saved one beside the tensors"))
     return own
 

@@ -1,7 +1,7 @@
 """From what does not fit to one error that names all of it, with the likely cause.
 
 Every cause is a small rule: it looks at the evidence and gives a sentence, or nothing. Rules know
-nothing of one another; the first ones that speak are told.
+nothing of one another; the first one that speaks is told.
 """
 
 from __future__ import annotations
