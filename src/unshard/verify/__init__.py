@@ -1,1 +1,0 @@
-"""Proof: what lies on disk is read again, by other means than those that wrote it."""
