@@ -30,7 +30,7 @@ from unshard.progress import Silence
 from unshard.storage.files import InputFile
 from unshard.storage.folders import new_folder
 from unshard.tensors import CastTensor, FileSource, byte_count, whole_tensor
-from unshard.verify.bytes import verify_bytes
+from unshard.proof.bytes import verify_bytes
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import plan_torch_file
 
