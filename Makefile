@@ -6,6 +6,7 @@
 #   make lint     ruff's rules and format
 #   make types    mypy, strict
 #   make format   let ruff mend what it can
+#   make bench    the measurements of docs/benchmarks.md (long, and large)
 #   make clean    remove .venv and what the demo made
 #
 # PYTHON=python3.12 make test   uses another interpreter (3.11 or newer).
@@ -18,7 +19,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DEMO_FOLDER ?= demo
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test lint types format bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +40,9 @@ types: $(VENV)/.for-lint $(VENV)/.for-test
 format: $(VENV)/.for-lint
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
+
+bench: $(VENV)/.for-test
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(RUN) $$script; done
 
 clean:
 	rm -rf $(VENV) $(DEMO_FOLDER)
