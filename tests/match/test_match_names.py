@@ -141,6 +141,14 @@ def test_two_names_never_become_one(base_folder: Folder, state: States, tmp_path
     assert [m.name for m in caught.value.mismatches] == ["_orig_mod.model.norm.weight"]
 
 
+def test_a_prefix_is_not_removed_onto_a_name_that_is_already_there(
+    base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    doubled = {f"net.{name}": tensor for name, tensor in state("llama").items()}
+    with pytest.raises(MatchError):
+        match_state(doubled | {"model.norm.weight": torch.ones(32)}, base_folder("llama"), tmp_path)
+
+
 def test_a_model_that_has_module_in_its_names_keeps_it(
     base_folder: Folder, state: States, tmp_path: Path
 ) -> None:
@@ -153,11 +161,15 @@ def test_a_model_that_has_module_in_its_names_keeps_it(
     assert set(model.tensors) == set(own)
 
 
-def test_training_state_is_dropped_by_name(base_folder: Folder, state: States, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_training_state_is_dropped_by_name(
+    prefix: str, base_folder: Folder, state: States, tmp_path: Path
+) -> None:
     noisy = state("llama") | {"model.layers.0.mlp._extra_state": torch.zeros(8, dtype=torch.uint8)}
+    noisy = {prefix + name: tensor for name, tensor in noisy.items()}
     model = match_state(noisy, base_folder("llama"), tmp_path)
     assert len(model.tensors) == 21
-    assert one(model.findings, "U102").subject == "model.layers.0.mlp._extra_state"
+    assert one(model.findings, "U102").subject == f"{prefix}model.layers.0.mlp._extra_state"
 
 
 def test_one_missing_tensor_among_wrapped_names_is_named_plainly(

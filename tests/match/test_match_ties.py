@@ -85,6 +85,16 @@ def test_a_tied_model_with_only_its_head_gets_its_embedding(
     assert HEAD not in model.tensors
 
 
+def test_a_base_that_holds_only_the_head_of_a_tied_pair_is_followed(
+    base_folder: Folder, state: States, tmp_path: Path
+) -> None:
+    hub = {name: tensor for name, tensor in state("llama-tied").items() if name != EMBED}
+    base = base_with(tmp_path / "base", config_of(base_folder("llama-tied")), hub)
+    model = match_state(state("llama-tied"), base, tmp_path)
+    assert set(model.tensors) == set(hub)
+    assert model.sources[HEAD] == HEAD
+
+
 @pytest.mark.parametrize("gone", [EMBED, HEAD])
 def test_an_untied_model_without_head_or_embedding_is_refused(
     gone: str, base_folder: Folder, state: States, tmp_path: Path

@@ -52,7 +52,8 @@ def find_naming(shapes: Mapping[str, Shape], needs: Needs) -> tuple[Naming, Acco
     best = max(stems, key=lambda found: (found[1].is_exact, found[1].matched))
     if best[1].is_exact:
         return best
-    # Where most names are already the model's, no prefix stands before them.
+    # Where most names are already the model's, no prefix stands before them: to remove one from the
+    # others would be to guess what a single tensor is called.
     bare = [stem for stem, found in stems if 2 * found.matched <= len(needs.required)]
     others = chain(
         *(_with_other_prefixes(stem, needs) for stem in bare),
@@ -117,19 +118,13 @@ def _renamed_as_known(stem: Naming, needs: Needs) -> Iterator[Naming]:
 
 
 def _with_other_prefixes(stem: Naming, needs: Needs) -> Iterator[Naming]:
-    """Yield the stem with a prefix removed wherever it stands, and one that the model has added.
-
-    Either must change most of the names: less would not be a container, but a guess at what a single
-    tensor is called.
-    """
+    """Yield the stem with a prefix of most names removed, and one that most of the model's have added."""
     ours = _prefixes(stem.names.values(), of_most=True)
     theirs = _prefixes(needs.required, of_most=True)
     for prefix, added in [*((p, "") for p in ours), *((p, a) for p in ["", *ours] for a in theirs)]:
         rename = _Prefixes(prefix, added, needs.expected)
         if _is_plausible(stem, rename, needs):
-            naming = _renamed(stem, rename, prefix=prefix, added=added)
-            if 2 * naming.changed > len(naming.names):
-                yield naming
+            yield _renamed(stem, rename, prefix=prefix, added=added)
 
 
 @dataclass(frozen=True, slots=True)
