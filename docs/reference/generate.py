@@ -39,7 +39,9 @@ def finding_page() -> str:
     """Return the page of findings: every code, its severity and title."""
     rows = [f"| `{code}` | {rule.severity} | {rule.title} |" for code, rule in sorted(RULES.items())]
     intro = "Every finding has a stable code; scripts can rely on it, in `--json` and in the manifest."
-    return "\n".join(["# Findings\n", intro, "", "| code | severity | what it says |", "|---|---|---|", *rows, ""])
+    return "\n".join(
+        ["# Findings\n", intro, "", "| code | severity | what it says |", "|---|---|---|", *rows, ""]
+    )
 
 
 def api_page() -> str:

@@ -28,15 +28,15 @@ from unshard.manifest import Manifest, describe_conversion, manifest_name
 from unshard.match import Model, answer_questions, match_model, questions_for
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.progress import Progress, Silence
-from unshard.readers import open_checkpoint
-from unshard.sizes import parse_size
-from unshard.storage.folders import new_files, new_folder, require_outside, require_space
-from unshard.tensors import CastTensor, Tensor
 from unshard.proof.bytes import BytesProof, verify_bytes
 from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.structure import verify_structure
+from unshard.readers import open_checkpoint
+from unshard.sizes import parse_size
+from unshard.storage.folders import new_files, new_folder, require_outside, require_space
+from unshard.tensors import CastTensor, Tensor
 from unshard.writers.model_files import plan_model_files
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import plan_torch_file

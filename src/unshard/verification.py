@@ -16,13 +16,13 @@ from unshard.findings import Finding, finding
 from unshard.manifest import Manifest, manifest_name, read_manifest
 from unshard.match import answer_questions, match_model, questions_for
 from unshard.progress import Progress, Silence
-from unshard.readers import open_checkpoint
-from unshard.tensors import Tensor
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.structure import verify_structure
+from unshard.readers import open_checkpoint
+from unshard.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    return bool(torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)))
 
 
 def test_inspect_tells_what_a_person_asks(unshard: Unshard, recipes_run: TrainedCheckpoint) -> None:

@@ -19,6 +19,8 @@ from unshard.checkpoint import Checksum
 from unshard.dtypes import BFLOAT16, DTYPES, FLOAT16, FLOAT32, DType
 from unshard.errors import DamagedFileError
 from unshard.progress import Silence
+from unshard.proof.bytes import BytesProof, verify_bytes
+from unshard.proof.coverage import used_checksums
 from unshard.storage.files import InputFile
 from unshard.tensors import (
     CastTally,
@@ -29,8 +31,6 @@ from unshard.tensors import (
     byte_count,
     whole_tensor,
 )
-from unshard.proof.bytes import BytesProof, verify_bytes
-from unshard.proof.coverage import used_checksums
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

@@ -19,6 +19,10 @@ from unshard.recipes.leftovers import flat_parameters
 from unshard.recipes.ties import is_output_head
 
 _SHOWN = 3
+_UNEXPLAINED = (
+    "Name the model that training started from with --base. If this is the one, the checkpoint is not whole: "
+    "take another step, or save it again."
+)
 _KINDS = {
     "missing": "missing",
     "unexpected": "unknown to it",
@@ -65,7 +69,7 @@ def match_error(subject: object, evidence: Evidence) -> MatchError:
         if (part := _summary([m for m in evidence.mismatches if m.kind == kind], words))
     ]
     causes = [cause for rule in _RULES if (cause := rule(evidence)) is not None]
-    hint = causes[0] if causes else "Name the model that training started from with --base."
+    hint = causes[0] if causes else _UNEXPLAINED
     return MatchError(
         subject,
         f"is not the model of the base `{evidence.base.reference}`: {'; '.join(parts)}",

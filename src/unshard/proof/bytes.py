@@ -16,9 +16,9 @@ from unshard.engines.workers import Job, run_jobs
 from unshard.errors import DamagedFileError, listed
 from unshard.findings import Finding, finding
 from unshard.progress import Progress
-from unshard.tensors import Tensor, byte_count, element_count
 from unshard.proof.coverage import Coverage
 from unshard.proof.passes import Buffers, Difference, SpanPass, TensorPass, uncast
+from unshard.tensors import Tensor, byte_count, element_count
 
 # What a worker takes at a time, unless a digest needs the whole tensor in order.
 _PIECE_BYTES = 8 << 20

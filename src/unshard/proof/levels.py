@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unshard.findings import Finding, Severity
-from unshard.sizes import format_size
 from unshard.proof.bytes import BytesProof
 from unshard.proof.forward import ForwardProof
+from unshard.sizes import format_size
 
 Verdict = Literal["sound", "differs", "not checked"]
 

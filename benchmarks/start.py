@@ -1,0 +1,43 @@
+"""How long the commands take that read no tensor: what a person waits for before anything happens.
+
+    python benchmarks/start.py [--work DIR] [--rounds 11] [--json]
+
+Bars: `--help` < 0.2 s; `inspect` of a 1.1B checkpoint < 0.5 s; of a 405B checkpoint < 1 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from inputs import DEFAULT_WORK, llama_405b, tinyllama
+from measuring import UNSHARD, Bar, interleave, report, run, table, wall
+
+HELP, SMALL, LARGE = "unshard --help", "inspect 1.1B (2.2 GB)", "inspect 405B (812 GB, a hole)"
+BARE = "python -c pass"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="where inputs are kept")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    options = parser.parse_args()
+    small, large = tinyllama(options.work, "bfloat16"), llama_405b(options.work)
+    runs = interleave(
+        {
+            BARE: lambda: run([sys.executable, "-c", "pass"]),
+            HELP: lambda: run([*UNSHARD, "--help"]),
+            SMALL: lambda: run([*UNSHARD, "inspect", small]),
+            LARGE: lambda: run([*UNSHARD, "inspect", large]),
+        },
+        rounds=options.rounds,
+    )
+    limits = {HELP: 0.2, SMALL: 0.5, LARGE: 1.0}
+    bars = [Bar(name, wall(runs[name]), limit, "s") for name, limit in limits.items()]
+    report(table(runs, dict.fromkeys(limits, BARE)), bars, as_json=options.as_json)
+
+
+if __name__ == "__main__":
+    main()
