@@ -42,7 +42,8 @@ def bytes_level(proof: BytesProof, *more: str, findings: tuple[Finding, ...] = (
     evidence = []
     if proof.tensors:
         size = format_size(proof.compared_bytes)
-        evidence.append(f"{proof.tensors:,} tensors, {size}, read back and equal to the source bit for bit")
+        equal = "read back and equal bit for bit to the source or its cast"
+        evidence.append(f"{proof.tensors:,} tensors, {size}, {equal}")
         evidence.append(f"checksums of the source: {_share(proof)}")
     if proof.differences:
         evidence[:1] = [f"{len(proof.differences):,} of {proof.tensors:,} tensors differ from the source"]
