@@ -298,7 +298,7 @@ def test_every_byte_is_read_once(tmp_path: Path, digests: bool) -> None:
 
 
 def test_the_proof_does_not_know_the_engine() -> None:
-    folder = Path(unshard.__file__).parent / "verify"
+    folder = Path(unshard.__file__).parent / "proof"
     for module in ("bytes.py", "passes.py", "coverage.py"):
         text = (folder / module).read_text()
         assert "engines.local" not in text

@@ -95,16 +95,17 @@ def run_jobs(
             for number in range(workers):
                 finished = threading.Event()
                 thread = threading.Thread(target=work, args=(finished,), name=f"unshard-{number}")
+                running[finished] = thread  # before it starts: Ctrl-C may come in between
                 thread.start()
-                running[finished] = thread
         # Not `join`: Python 3.11 takes a thread for finished when Ctrl-C interrupts its `join`.
         for finished in running:
             finished.wait()
     finally:
         stop.set()
         for finished, thread in running.items():
-            finished.wait()
-            thread.join()
+            if thread.ident is not None:  # one that has not begun will find that it should stop
+                finished.wait()
+                thread.join()
     if failures:
         raise failures[0]
 

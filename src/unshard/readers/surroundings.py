@@ -67,9 +67,11 @@ def _base_hints(folder: Folder, training: TrainingParameters | None) -> Iterator
     for name in _MODEL_FOLDERS:
         if name in folder.folders and (folder.path / name / "config.json").is_file():
             yield BaseHint(str(folder.path / name), f"config.json in `{name}/` beside the tensors")
-    for key in ("model_name", "tokenizer_name"):
+    named: set[str] = set()
+    for key in ("model_name", "tokenizer_name"):  # which are one in most runs
         value = training.get(key) if training else None
-        if value is not None:
+        if value is not None and value not in named:
+            named.add(value)
             yield BaseHint(value, f"{key} in {NAME}")
     if "adapter_config.json" in folder.files:
         base = _read_json(folder.path / "adapter_config.json").get("base_model_name_or_path")
