@@ -198,6 +198,17 @@ def test_a_missing_tensor_is_never_random(refuse: Unshard, newest: Path, tmp_pat
     assert "model.norm.weight" in said.err
 
 
+def test_every_mismatch_is_in_the_json(
+    unshard: Unshard, recipes_run: TrainedCheckpoint, newest: Path, tmp_path: Path
+) -> None:
+    state = torch.load(newest, weights_only=True)
+    gone = [name for name in state if ".mlp." in name]
+    torch.save({n: t for n, t in state.items() if n not in gone}, tmp_path / "cut.pt")
+    words = ("convert", tmp_path / "cut.pt", tmp_path / "out", "--base", recipes_run.base, "--json")
+    told = unshard(*words).json["error"]
+    assert sorted(m["name"] for m in told["mismatches"]) == sorted(gone)
+
+
 def test_a_name_that_begins_with_dashes_is_a_path(
     unshard: Unshard, newest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

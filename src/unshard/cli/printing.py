@@ -144,9 +144,7 @@ def echo_commands(title: str, lines: Sequence[str]) -> None:
 def echo_error(error: UnshardError, *, as_json: bool) -> None:
     """Print an error on stderr, and for a program also on stdout."""
     if as_json:
-        fields = ("subject", "problem", "saw", "expected", "hint")
-        kind = type(error).__name__
-        echo_json({"error": {"type": kind, **{name: getattr(error, name) for name in fields}}})
+        echo_json({"error": {"type": type(error).__name__, **vars(error)}})
     click.echo(f"{click.style('error:', fg='red', bold=True, reset=True)} {plain(error.message)}", err=True)
     if error.hint:
         click.echo(f"\n{click.style('hint:', fg='cyan', bold=True)} {plain(error.hint)}", err=True)
