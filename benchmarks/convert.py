@@ -72,7 +72,7 @@ def ways(work: Path) -> tuple[dict[str, Callable[[], Run]], dict[str, Callable[[
         return lambda: after_rest(source, ["cp", source, out], sync=out if durable else None)
 
     def convert(source: Path, *options: str) -> Callable[[], Run]:
-        command = [*UNSHARD, "convert", source, out, "--base", base, "--quiet", *options]
+        command: list[str | Path] = [*UNSHARD, "convert", source, out, "--base", base, "--quiet", *options]
         return lambda: after_rest(source, command)
 
     def script(text: str) -> Callable[[], Run]:

@@ -17,6 +17,7 @@ from unshard.progress import Progress
 
 _MOST_WORKERS = 4  # more do not make one disk faster
 _REPORT_BYTES = 4 << 20  # progress is told of this much at a time; to tell it of every block is dear
+_WAIT_SECONDS = 0.2  # how long Ctrl-C may go unnoticed
 _STACK_BYTES = 1 << 20  # the kernel's limits on memory count whole stacks, used or not
 
 State = TypeVar("State")
@@ -97,9 +98,11 @@ def run_jobs(
                 thread = threading.Thread(target=work, args=(finished,), name=f"unshard-{number}")
                 running[finished] = thread  # before it starts: Ctrl-C may come in between
                 thread.start()
-        # Not `join`: Python 3.11 takes a thread for finished when Ctrl-C interrupts its `join`.
+        # Not `join`: Python 3.11 takes a thread for finished when Ctrl-C interrupts its `join`. And not
+        # without end: a signal that comes just before such a wait begins would not end it.
         for finished in running:
-            finished.wait()
+            while not finished.wait(_WAIT_SECONDS):
+                pass
     finally:
         stop.set()
         for finished, thread in running.items():
