@@ -62,7 +62,7 @@ RULES: dict[str, Rule] = {
     "U105": Rule(_INFO, "The tensors lie inside a container"),
     "U106": Rule(_WARNING, "The training parameters cannot be read"),
     "U107": Rule(_INFO, "Other layouts lie beside the checkpoint and were not read"),
-    "U201": Rule(_INFO, "Wrapper segments were removed from the names"),
+    "U201": Rule(_INFO, "Names were changed to those the model needs"),
     "U202": Rule(_INFO, "A tensor was dropped because the model computes it itself"),
     "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),
     "U204": Rule(_WARNING, "The names could not be checked against the model"),

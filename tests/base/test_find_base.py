@@ -432,11 +432,9 @@ def test_the_class_is_asked_where_files_of_the_index_are_missing(
         {},
         {"architectures": ["AutoModel"], "model_type": "llama"},
         {"architectures": ["LlamaForCausalLM"], "model_type": "unheard of"},
-        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": -3},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 63},
         {"architectures": ["NoSuchClass"], "model_type": "llama"},
         {"architectures": ["pipeline"], "model_type": "llama"},
-        {"architectures": [3], "model_type": "llama"},
-        {"architectures": "LlamaForCausalLM", "model_type": "llama"},
     ],
 )
 def test_a_class_that_cannot_be_asked_tells_nothing(
@@ -446,6 +444,27 @@ def test_a_class_that_cannot_be_asked_tells_nothing(
     base, _ = find_base(run(), reference=str(folder), download=False)
     assert base is not None
     assert base.expected is None
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        ({"hidden_size": -3}, "`hidden_size` is -3, not a positive number"),
+        ({"vocab_size": "lots"}, "`vocab_size` is 'lots', not a positive number"),
+        ({"num_attention_heads": True}, "`num_attention_heads` is True, not a positive number"),
+        ({"architectures": [3]}, "`architectures` is [3], not a list of names"),
+        ({"architectures": "Llama"}, "`architectures` is 'Llama', not a list of names"),
+        ({"model_type": ["x"]}, "`model_type` is ['x'], not a name"),
+        ({"text_config": {"vocab_size": 0}}, "`text_config.vocab_size` is 0, not a positive number"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(
+    config: dict[str, object], wrong: str, run: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    folder = folder_with(tmp_path / "base", config__json=json.dumps(config))
+    with pytest.raises(BaseModelError) as refused:
+        find_base(run(), reference=str(folder), download=False)
+    assert wrong in str(refused.value)
 
 
 def test_code_that_comes_with_a_model_is_not_run(run: Callable[..., Checkpoint], tmp_path: Path) -> None:

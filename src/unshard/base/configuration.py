@@ -57,7 +57,44 @@ def read_config(path: Path) -> tuple[bytes, dict[str, object]]:
         raise BaseModelError(
             path, "is not a configuration", saw=type(parsed).__name__, expected="a JSON object"
         )
+    _require_meaning(path, parsed)
     return content, parsed
+
+
+# What every engine takes for a number of things, and what it takes for names.
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def _require_meaning(path: Path, config: Config) -> None:
+    """Raise unless the keys that decide what model this is have values of the right kind.
+
+    Raises:
+        BaseModelError: They have not; all of them are named.
+    """
+    wrong = []
+    for place, level in text_levels(config):
+        expected: dict[str, tuple[bool, str]] = {}
+        for key in _COUNTS:
+            value = level.get(key)
+            expected[key] = (value is None or (type(value) is int and value > 0), "a positive number")
+        names = level.get("architectures")
+        expected["model_type"] = (isinstance(level.get("model_type"), str | None), "a name")
+        expected["architectures"] = (
+            names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+            "a list of names",
+        )
+        wrong += [
+            f"`{'.'.join((*place, key))}` is {level[key]!r}, not {kind}"
+            for key, (right, kind) in expected.items()
+            if not right
+        ]
+    if wrong:
+        raise BaseModelError(
+            path,
+            "has values that mean nothing",
+            saw="; ".join(wrong),
+            hint="Copy the file again from the model that training started from.",
+        )
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

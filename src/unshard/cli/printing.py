@@ -107,7 +107,12 @@ def echo_findings(findings: Sequence[Finding], *, quiet: bool = False) -> None:
     facts = [f for f in ordered if f.severity is Severity.INFO]
     if facts and not quiet:
         echo()
-        echo_rows((f.code, f"{plain(f.title)}: {plain(f.subject)} ({plain(f.saw)})") for f in facts)
+        echo_rows((f.code, plain(f"{f.title}: {f.subject} ({_evidence(f)})")) for f in facts)
+
+
+def _evidence(item: Finding) -> str:
+    """Return what was seen and, where there is one, what stands in its place."""
+    return item.saw if item.expected is None else f"{item.saw} -> {item.expected}"
 
 
 def _echo_problem(item: Finding) -> None:

@@ -35,7 +35,9 @@ def read_training_parameters(path: Path) -> tuple[TrainingParameters | None, tup
     if not isinstance(parsed, dict):
         return None, (_unreadable(path, "no mapping"),)
     values = {k: v for k, v in parsed.items() if isinstance(k, str) and isinstance(v, str)}
-    return TrainingParameters(path, values), ()
+    others = [cut(str(key)) for key in parsed if key not in values]
+    left_out = (_unreadable(path, f"{', '.join(others[:3])}: no plain text, left out"),) if others else ()
+    return TrainingParameters(path, values), left_out
 
 
 def _unreadable(path: Path, saw: str) -> Finding:
