@@ -24,7 +24,8 @@ _HEADER = "<!-- Written by docs/reference/generate.py; change the code instead. 
 def command_page() -> str:
     """Return the page of the command line: the help of every command."""
     parts = ["# Commands\n"]
-    context = click.Context(commands, info_name="unshard", max_content_width=88, terminal_width=88)
+    settings = {"max_content_width": 88, "terminal_width": 88, **commands.context_settings}
+    context = click.Context(commands, info_name="unshard", **settings)
     for name, command in [("", commands), *commands.commands.items()]:
         title = f"unshard {name}".strip()
         child = click.Context(command, info_name=name, parent=context) if name else context
