@@ -6,16 +6,16 @@
     tinyllama-float32/   the same in 4.4 GB
     tinyllama-base/      its base: config.json, and the header of its weights above a hole
     llama-405b/          a FULL checkpoint of Llama-3.1-405B: all of its 812 GB of data is a hole
-    one-tensor/          a checkpoint of a single float32 tensor of 3 GB, a hole as well
+    one-tensor/          a FULL checkpoint of a single float32 tensor of 3 GB
 
-Weights are random normals. Holes take no space; what is read from them is zeros, and torch wrote no
-checksums for them.
+Weights are random normals. Holes take no space, and torch writes no checksums of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -85,34 +85,20 @@ LLAMA_405B = Llama(16_384, 53_248, 126, 128, 8, 128_256)
 
 def tinyllama(work: Path, dtype: str) -> Path:
     """Return the FULL checkpoint of TinyLlama's shapes in a dtype, made if it is not there."""
-
-    def make(path: Path) -> None:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        state = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype)).normal_(0, 0.02, generator=generator)
-            for name, shape in TINYLLAMA.shapes()
-        }
-        _save_as_fsdp1(state, path)
-
-    return _made(work / f"tinyllama-{dtype}" / "TinyLlama--TinyLlama-1.1B-0.pt", make)
-
-
-def llama_405b(work: Path) -> Path:
-    """Return the checkpoint whose data is a hole, made if it is not there."""
-    return _made(
-        work / "llama-405b" / "meta-llama--Llama-3.1-405B-0.pt",
-        lambda path: _save_hole(dict(LLAMA_405B.shapes()), "bfloat16", path),
-    )
+    path = work / f"tinyllama-{dtype}" / "TinyLlama--TinyLlama-1.1B-0.pt"
+    return _made(path, lambda half: _save_normals(dict(TINYLLAMA.shapes()), dtype, half))
 
 
 def one_tensor(work: Path) -> Path:
     """Return the checkpoint of a single float32 tensor of 3 GB, made if it is not there."""
-    return _made(
-        work / "one-tensor" / "model.pt",
-        lambda path: _save_hole({"weight": (30_000, 25_000)}, "float32", path),
-    )
+    path = work / "one-tensor" / "model.pt"
+    return _made(path, lambda half: _save_normals({"weight": (30_000, 25_000)}, "float32", half))
+
+
+def llama_405b(work: Path) -> Path:
+    """Return the checkpoint whose data is a hole, made if it is not there."""
+    path = work / "llama-405b" / "meta-llama--Llama-3.1-405B-0.pt"
+    return _made(path, lambda half: _save_hole(dict(LLAMA_405B.shapes()), "bfloat16", half))
 
 
 def tinyllama_base(work: Path) -> Path:
@@ -122,7 +108,7 @@ def tinyllama_base(work: Path) -> Path:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, shape in TINYLLAMA.shapes():
-            stop = offset + 2 * _product(shape)
+            stop = offset + 2 * math.prod(shape)
             header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}
             offset = stop
         text = json.dumps(header).encode()
@@ -144,13 +130,6 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
 def _save_as_fsdp1(state: dict[str, Any], path: Path) -> None:
     """Write a state dict with the attribute that FSDP1 leaves on every tensor it has gathered."""
     import torch
@@ -160,17 +139,29 @@ def _save_as_fsdp1(state: dict[str, Any], path: Path) -> None:
     torch.save(OrderedDict(state), path)
 
 
+def _save_normals(shapes: dict[str, tuple[int, ...]], dtype: str, path: Path) -> None:
+    """Write a checkpoint of random weights, the same every time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.empty(shape, dtype=getattr(torch, dtype)).normal_(0, 0.02, generator=generator)
+        for name, shape in shapes.items()
+    }
+    _save_as_fsdp1(state, path)
+
+
 def _save_hole(shapes: dict[str, tuple[int, ...]], dtype: str, path: Path) -> None:
     """Write a checkpoint with all of its metadata and none of its data."""
     import torch
 
     itemsize = getattr(torch, dtype).itemsize
     with tempfile.NamedTemporaryFile(dir=path.parent) as hole:
-        hole.truncate(itemsize * max(map(_product, shapes.values())))
+        hole.truncate(itemsize * max(map(math.prod, shapes.values())))
         state = {
             # Mapped from a file without data, so that no tensor takes memory.
             name: torch.from_file(
-                hole.name, shared=True, size=_product(shape), dtype=getattr(torch, dtype)
+                hole.name, shared=True, size=math.prod(shape), dtype=getattr(torch, dtype)
             ).reshape(shape)
             for name, shape in shapes.items()
         }

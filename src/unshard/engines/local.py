@@ -1,8 +1,8 @@
 """Carry out a plan on this machine.
 
 Files are written one after another, and each in the order in which its bytes lie in the source, so
-that a disk is read forward. Bytes that do not change are copied by the kernel; others pass through
-one small buffer per worker. The result is the same for any number of workers.
+that a disk is read forward. The kernel copies what it can copy fastest; the rest passes through one
+small buffer per worker. The result is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from unshard.tensors import Run, element_count
 
 # What a worker takes at a time: large enough that taking costs nothing, small enough to share.
 _PIECE_BYTES = 8 << 20
-# What it reads at a time where bytes change: they are still in the core's cache when they are written.
-_SCRATCH_BYTES = 256 << 10
+# What it reads at a time: it is still in the core's cache when it is written.
+_SCRATCH_BYTES = 512 << 10
 # Its scratch, and what tensors need to compute a block: a cast and a strided read take 1 MiB each.
 _WORKER_BYTES = 4 << 20
 

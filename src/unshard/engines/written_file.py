@@ -11,6 +11,9 @@ from unshard.storage.files import InputFile
 from unshard.storage.output_errors import output_errors
 from unshard.tensors import Run
 
+# The kernel moves whole pages. Where source and target differ in their place within a page, it moves
+# every page in two parts, and a buffer is faster.
+_PAGE_BYTES = 4096
 # One request to the kernel: long enough to cost nothing, short enough to share and to interrupt.
 _COPY_BYTES = 8 << 20
 
@@ -56,16 +59,20 @@ class WrittenFile:
         """
         left = memoryview(data)
         with output_errors(self._subject):
-            while left:
-                count = os.pwrite(self._number, left, offset)
-                left, offset = left[count:], offset + count
+            # The kernel lets one thread at a time write to a file, and keeps the others' cores busy
+            # while they wait. Here they sleep, or read what they will write next.
+            with self._lock:
+                while left:
+                    count = os.pwrite(self._number, left, offset)
+                    left, offset = left[count:], offset + count
             self._sync_now_and_then(len(data))
 
     def copy(self, run: Run, offset: int, scratch: memoryview) -> Iterator[int]:
         """Put the bytes of `run` at `offset`, and yield how many are done, every few MiB.
 
-        The kernel copies where it can. Where it cannot (another file system, not Linux) or fails,
-        the bytes pass through `scratch`: only there it is certain which of the two files is at fault.
+        The kernel copies what lies alike in its pages, or shares it where the file system can. The
+        rest passes through `scratch`, as does everything where the kernel cannot (another file
+        system, not Linux) or fails: only there it is certain which of the two files is at fault.
 
         Raises:
             DamagedFileError: The source is shorter than it should be, or has changed.
@@ -73,22 +80,23 @@ class WrittenFile:
         """
         done = 0
         while done < run.length:
-            length = min(run.length - done, _COPY_BYTES)
-            count = self._copy_in_kernel(run.file, run.offset + done, offset + done, length)
+            left = run.length - done
+            count = self._copy_in_kernel(run.file, run.offset + done, offset + done, left)
             if not count:
-                count = min(length, len(scratch))
+                count = min(left, len(scratch) - (offset + done) % len(scratch))
                 run.file.read_into(run.offset + done, scratch[:count])
                 self.write(offset + done, scratch[:count])
             done += count
             yield count
 
     def _copy_in_kernel(self, source: InputFile, start: int, offset: int, length: int) -> int:
-        """Return how many bytes the kernel has copied: none where it cannot."""
-        if _kernel_copy is None or source in self._not_by_kernel:
+        """Return how many bytes the kernel has copied: none where it cannot or should not."""
+        alike = (start - offset) % _PAGE_BYTES == 0
+        if _kernel_copy is None or not alike or source in self._not_by_kernel:
             return 0
         held = source.open()
         try:
-            count = _kernel_copy(held.fileno(), self._number, length, start, offset)
+            count = _kernel_copy(held.fileno(), self._number, min(length, _COPY_BYTES), start, offset)
         except OSError:
             count = 0
         if not count:
