@@ -17,6 +17,9 @@ from pathlib import Path
 
 UNSHARD = (sys.executable, "-m", "unshard")
 
+# An installed package is compiled once, and not whenever it runs.
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -53,7 +56,10 @@ def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
     """
     began = time.perf_counter()
     process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [str(word) for word in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_ENVIRONMENT,
     )
     assert process.stderr is not None
     said = process.stderr.read()

@@ -24,8 +24,8 @@ from unshard.tensors import Run, element_count
 
 # What a worker takes at a time: large enough that taking costs nothing, small enough to share.
 _PIECE_BYTES = 8 << 20
-# What it reads at a time: it is still in the core's cache when it is written.
-_SCRATCH_BYTES = 512 << 10
+# What it reads at a time: small enough to be still in the core's own cache when it is written.
+_SCRATCH_BYTES = 256 << 10
 # Its scratch, and what tensors need to compute a block: a cast and a strided read take 1 MiB each.
 _WORKER_BYTES = 4 << 20
 

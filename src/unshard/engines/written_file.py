@@ -59,12 +59,9 @@ class WrittenFile:
         """
         left = memoryview(data)
         with output_errors(self._subject):
-            # The kernel lets one thread at a time write to a file, and keeps the others' cores busy
-            # while they wait. Here they sleep, or read what they will write next.
-            with self._lock:
-                while left:
-                    count = os.pwrite(self._number, left, offset)
-                    left, offset = left[count:], offset + count
+            while left:
+                count = os.pwrite(self._number, left, offset)
+                left, offset = left[count:], offset + count
             self._sync_now_and_then(len(data))
 
     def copy(self, run: Run, offset: int, scratch: memoryview) -> Iterator[int]:
