@@ -24,8 +24,8 @@ from unshard.tensors import Run, element_count
 
 # What a worker takes at a time: large enough that taking costs nothing, small enough to share.
 _PIECE_BYTES = 8 << 20
-# What it reads at a time: small enough to be still in the core's own cache when it is written.
-_SCRATCH_BYTES = 256 << 10
+# What it computes at a time: still in a core's cache when it is written.
+_SCRATCH_BYTES = 512 << 10
 # Its scratch, and what tensors need to compute a block: a cast and a strided read take 1 MiB each.
 _WORKER_BYTES = 4 << 20
 
@@ -74,7 +74,7 @@ def _write_side_file(side_file: SideFile, folder: Path, *, subject: Path) -> Non
     size = len(content) if source is None else source.size
     written = WrittenFile(folder / side_file.name, size, subject=subject, durable=False)
     try:
-        written.write(0, content)
+        written.write(0, memoryview(content))
         if source is not None:
             for _ in written.copy(Run(source, 0, source.size), 0, _new_scratch()):
                 pass
@@ -95,7 +95,7 @@ class _FileInProgress:
     def begin(self) -> None:
         """Write what is known in advance; that is all where no tensor has an element."""
         for offset, data in self.planned.literals:
-            self.written.write(offset, data)
+            self.written.write(offset, memoryview(data))
         if not self._left:
             self._finish()
 
@@ -108,12 +108,14 @@ class _FileInProgress:
             complete = not self._left
         if complete:
             self._finish()
+        else:
+            self.written.sync_now_and_then(length)
 
     def _finish(self) -> None:
         if self.planned.seal is not None:
             whole = {p.name: crc32_of_parts(self._checksums[p.name]) for p in self.planned.placements}
             for offset, data in self.planned.seal(whole):
-                self.written.write(offset, data)
+                self.written.write(offset, memoryview(data))
         self.written.close()
 
 
