@@ -9,6 +9,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
@@ -41,14 +42,20 @@ class DType:
     @property
     def numpy(self) -> np.dtype:
         """The little-endian numpy dtype; formats that numpy lacks come from ml_dtypes."""
-        import ml_dtypes
-        import numpy as np
+        return _numpy_dtype(self.name)
 
-        if self.name == "complex32":
-            return np.dtype([("real", "<f2"), ("imag", "<f2")])
-        if self.name in _FROM_ML_DTYPES:
-            return np.dtype(cast("type", getattr(ml_dtypes, self.name)))
-        return np.dtype(self.name).newbyteorder("<")
+
+@cache
+def _numpy_dtype(name: str) -> np.dtype:
+    """Return numpy's dtype for one of ours; asked for every block that is cast, so it is remembered."""
+    import ml_dtypes
+    import numpy as np
+
+    if name == "complex32":
+        return np.dtype([("real", "<f2"), ("imag", "<f2")])
+    if name in _FROM_ML_DTYPES:
+        return np.dtype(cast("type", getattr(ml_dtypes, name)))
+    return np.dtype(name).newbyteorder("<")
 
 
 _FROM_ML_DTYPES = frozenset(
