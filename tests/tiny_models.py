@@ -15,7 +15,7 @@ from unshard.base import Base
 from unshard.dtypes import DTYPES
 from unshard.match.model import Model
 from unshard.plan import SideFile
-from unshard.readers.safetensors_file import describe_safetensors_file
+from unshard.readers.weights.safetensors_file import describe_safetensors_file
 from unshard.storage.files import InputFile
 from unshard.tensors import CastTensor, DescribedTensor, Tensor
 

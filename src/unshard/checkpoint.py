@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from unshard.findings import Finding
+from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
-from unshard.tensors import DescribedTensor
+from unshard.tensors import Box, DescribedTensor, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,6 @@ class Layout:
     title: str
     writer: str | None
     evidence: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """A CRC-32 that the writer left for bytes `start` to `stop` of a file."""
-
-    file: InputFile
-    start: int
-    stop: int
-    crc32: int
-    subject: str
 
 
 ExtraKind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
@@ -101,6 +91,79 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """Part of a tensor that the checkpoint holds twice.
+
+    Attributes:
+        name: The tensor.
+        box: Which part of it.
+        kept: Where it is read from.
+        other: Where it lies, too, in the same order.
+    """
+
+    name: str
+    box: Box
+    kept: Source
+    other: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """Tensors that have got their shapes.
+
+    Attributes:
+        tensors: By their names in the checkpoint.
+        replicas: Parts of them that lie in a second place.
+        findings: What a person should know.
+    """
+
+    tensors: Mapping[str, DescribedTensor]
+    replicas: Sequence[Replica] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownShape:
+    """What is known of a parameter from the base.
+
+    Attributes:
+        name: Its name in the base.
+        shape: Its shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Unshaped(Protocol):
+    """Tensors of which the checkpoint holds all elements and not the shapes; the base has these."""
+
+    @property
+    def sizes(self) -> Mapping[str, int | None]:
+        """Elements by name in the checkpoint; None where not even their number is known."""
+
+    def shaped(self, known: Sequence[KnownShape], *, said_by: str, in_order: bool) -> Shaped:
+        """Return the tensors in the shapes of the base.
+
+        Args:
+            known: Every parameter of the base.
+            said_by: Who says so, in words fit for a message.
+            in_order: Whether they are in the order in which the model registers them.
+
+        Raises:
+            IncompleteCheckpointError: Elements of them are missing.
+            BaseModelError: The shapes do not fit what is there.
+        """
+
+    def as_found(self) -> Shaped:
+        """Return the tensors in the shapes that what is there suggests.
+
+        Raises:
+            BaseModelError: Nothing suggests any.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One model as training left it. Tensor bytes have not been touched.
 
@@ -116,6 +179,8 @@ class Checkpoint:
             survived saving show here.
         files: Every file that holds tensor bytes of the model.
         checksums: What the writer left to check them with; empty where it left none.
+        replicas: Parts of tensors that lie in a second place, and are not read from there.
+        unshaped: Tensors that no file tells the shape of, or None where every tensor is in `tensors`.
         extras: What else is there. Never read.
         classes: Classes named by a pickle that are neither torch's nor Python's own, by full name.
         steps: All checkpoints found side by side, oldest first, this one included.
@@ -134,7 +199,9 @@ class Checkpoint:
     selected: str = ""
     storages: Mapping[str, object] = field(default_factory=dict)
     files: tuple[InputFile, ...] = ()
-    checksums: tuple[Checksum, ...] = ()
+    checksums: Checksums = field(default_factory=lambda: Checksums.listed(()))
+    replicas: Sequence[Replica] = ()
+    unshaped: Unshaped | None = None
     extras: tuple[Extra, ...] = ()
     classes: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()

@@ -34,6 +34,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from unshard.findings import Finding
+
 
 def printable(text: str) -> str:
     """Return `text` with its control characters spelled out; names in a file may hold any."""
@@ -115,7 +117,24 @@ class DamagedFileError(InputError):
 
 
 class IncompleteCheckpointError(InputError):
-    """Files that hold part of the model are not there."""
+    """Files, or parts of files, that hold part of the model are not there.
+
+    Attributes:
+        gaps: Everything that is missing, one finding each; the sentence shows the first of them.
+    """
+
+    def __init__(
+        self,
+        subject: object,
+        problem: str,
+        *,
+        saw: object = None,
+        expected: object = None,
+        hint: str | None = None,
+        gaps: Sequence[Finding] = (),
+    ) -> None:
+        self.gaps = tuple(gaps)
+        super().__init__(subject, problem, saw=saw, expected=expected, hint=hint)
 
 
 class UnsafeFileError(InputError):

@@ -182,7 +182,7 @@ def inspect(
         training=parameters,
         precision={k: v for k in _TELLING_PARAMETERS if parameters and (v := parameters.get(k))},
         extras=checkpoint.extras,
-        checksummed_bytes=sum(c.stop - c.start for c in checkpoint.checksums),
+        checksummed_bytes=checkpoint.checksums.nbytes,
         steps=checkpoint.steps,
         base=BaseSummary(found.reference, found.origin, found.expected is not None) if found else None,
         missing=(*missing_files(names), *(() if found else ("base",))),

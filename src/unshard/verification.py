@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unshard.base import Base, ExpectedTensor, find_base
 from unshard.base.configuration import read_config
-from unshard.checkpoint import Checkpoint, Checksum
+from unshard.checkpoint import Checkpoint
 from unshard.dtypes import DTYPES
 from unshard.engines.workers import default_workers
 from unshard.errors import BaseModelError, MatchError, MissingExtraError, OptionError
@@ -22,6 +22,7 @@ from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.structure import verify_structure
 from unshard.readers import open_checkpoint
+from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor
 
 

@@ -15,12 +15,12 @@ import torch
 
 import unshard
 from raw_tensors import EVERY_DTYPE, awkward_tensors, random_tensor, raw, store
-from unshard.checkpoint import Checksum
 from unshard.dtypes import BFLOAT16, DTYPES, FLOAT16, FLOAT32, DType
 from unshard.errors import DamagedFileError
 from unshard.progress import Silence
 from unshard.proof.bytes import BytesProof, verify_bytes
 from unshard.proof.coverage import used_checksums
+from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
 from unshard.tensors import (
     CastTally,

@@ -13,7 +13,7 @@ from unshard.base import ExpectedTensor
 from unshard.errors import InputError
 from unshard.findings import Finding
 from unshard.proof.structure import verify_structure
-from unshard.readers.safetensors_file import describe_safetensors_file
+from unshard.readers.weights.safetensors_file import describe_safetensors_file
 from unshard.storage.files import InputFile
 
 Folder = Callable[[str], Path]

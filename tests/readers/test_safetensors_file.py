@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unshard.errors import DamagedFileError, InputError, UnsafeFileError, UnsupportedLayoutError
-from unshard.readers.safetensors_file import describe_safetensors_file, read_safetensors_header
+from unshard.readers.weights.safetensors_file import describe_safetensors_file, read_safetensors_header
 from unshard.storage.files import InputFile
 
 

@@ -21,7 +21,7 @@ from unshard.errors import (
     UnsafeFileError,
     UnsupportedLayoutError,
 )
-from unshard.readers.torch_zip import describe_torch_zip
+from unshard.readers.torch_save.torch_zip import describe_torch_zip
 from unshard.storage.files import InputFile
 
 DATA = bytes(range(24))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unshard.base.description import ExpectedTensor
 from unshard.errors import BaseModelError, InputError
-from unshard.readers.weights_file import describe_weights_file
+from unshard.readers.weights.weights_file import describe_weights_file
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from unshard.checkpoint import Checksum
 from unshard.engines.workers import Job, run_jobs
 from unshard.errors import DamagedFileError, listed
 from unshard.findings import Finding, finding
 from unshard.progress import Progress
 from unshard.proof.coverage import Coverage
 from unshard.proof.passes import Buffers, Difference, SpanPass, TensorPass, uncast
+from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor, byte_count, element_count
 
 # What a worker takes at a time, unless a digest needs the whole tensor in order.

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from unshard.checkpoint import Checksum
+from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
 from unshard.tensors import Place, Run, Tensor, element_count
 
@@ -39,8 +39,9 @@ class Coverage:
         return all(self.of_place(place) is not None for place in tensor.places)
 
 
-def used_checksums(checksums: Sequence[Checksum], tensors: Iterable[Tensor]) -> tuple[Checksum, ...]:
+def used_checksums(checksums: Iterable[Checksum], tensors: Iterable[Tensor]) -> tuple[Checksum, ...]:
     """Return those of `checksums` that cover bytes of `tensors`, in their order."""
-    coverage = Coverage(checksums)
+    known = tuple(checksums)
+    coverage = Coverage(known)
     used = {id(coverage.of_place(place)) for tensor in tensors for place in tensor.places}
-    return tuple(checksum for checksum in checksums if id(checksum) in used)
+    return tuple(checksum for checksum in known if id(checksum) in used)

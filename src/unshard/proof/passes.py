@@ -7,9 +7,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unshard.checkpoint import Checksum
 from unshard.dtypes import DType
-from unshard.storage.checksums import crc32_of_parts
+from unshard.storage.checksums import Checksum, crc32_of_parts
 from unshard.tensors import CastTensor, Tensor, cast_block
 from unshard.tensors.boxes import row_major_strides
 

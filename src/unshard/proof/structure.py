@@ -19,7 +19,7 @@ from unshard.match.questions import EqualQuestion, answer_questions
 from unshard.match.ties import find_ties
 from unshard.match.vocabulary import vocabulary_size
 from unshard.readers import open_checkpoint
-from unshard.readers.safetensors_file import describe_safetensors_file
+from unshard.readers.weights.safetensors_file import describe_safetensors_file
 from unshard.recipes.ties import has_row_per_token, is_output_head, shared_pairs
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor

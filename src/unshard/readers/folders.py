@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unshard.errors import InputError
@@ -28,12 +28,19 @@ class Folder:
         files: Names of its files, sorted.
         folders: Names of the folders in it, sorted; hidden ones are left out.
         outside: Names of links that lead out of the tree; not among `files`.
+        elsewhere: Files that lie in another place than `path`, because the checkpoint was given in
+            several places: their real paths by name.
     """
 
     path: Path
     files: tuple[str, ...]
     folders: tuple[str, ...]
     outside: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def at(self, name: str) -> Path:
+        """Return where the file `name` lies."""
+        return self.elsewhere.get(name) or self.path / name
 
     def without(self, names: Collection[str]) -> Folder:
         """Return the folder as if files of these names were not there."""

@@ -18,16 +18,16 @@ from unshard.errors import (
     UnshardError,
 )
 from unshard.findings import Finding, finding
-from unshard.readers import hugging_face, state_dict
 from unshard.readers.folders import Folder, look_into
+from unshard.readers.layouts import hugging_face, state_dict
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
-from unshard.readers.safetensors_file import is_safetensors
 from unshard.readers.search import Found, choose, find_below, find_here, steps_of
 from unshard.readers.steps import split_words
 from unshard.readers.surroundings import with_surroundings
 from unshard.readers.training_files import training_kind
-from unshard.readers.weight_index import part_of
+from unshard.readers.weights.safetensors_file import is_safetensors
+from unshard.readers.weights.weight_index import part_of
 from unshard.storage.files import InputFile
 
 
@@ -158,7 +158,13 @@ def _that_file(path: Path, found: list[Found], root: Path) -> Found:
     file = InputFile.describe(path)
     is_plain = path.suffix == ".safetensors" or is_safetensors(file.read(0, min(9, file.size)))
     reader: Reader = hugging_face if is_plain or part_of(path.name) else state_dict
-    return Found(reader, Candidate(path, (path.name,), "file", path.name), path.name, (path.name,), ())
+    return Found(
+        reader,
+        Candidate(path, look_into(path.parent, root), (path.name,), "file", path.name),
+        path.name,
+        (path.name,),
+        (),
+    )
 
 
 def _opened(chosen: Found, steps: list[Found], folder: Folder, select: str | None) -> Checkpoint:

@@ -17,6 +17,7 @@ class Candidate:
 
     Attributes:
         path: The file or folder that is the checkpoint.
+        folder: The folder its files are in; `folder.at(name)` is where each of them lies.
         files: Names of the files in its folder that belong to it, or to it and its like.
         title: What it seems to be, in words.
         series: What it and other steps of the same model in the same folder have in common; "" where
@@ -25,6 +26,7 @@ class Candidate:
     """
 
     path: Path
+    folder: Folder
     files: tuple[str, ...]
     title: str
     series: str = ""

@@ -19,8 +19,8 @@ from unshard.errors import (
     TrainingStateError,
     UnknownLayoutError,
 )
-from unshard.readers import hugging_face, other_layouts, state_dict
 from unshard.readers.folders import Folder, folders_below, size_of
+from unshard.readers.layouts import hugging_face, other_layouts, state_dict
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
 from unshard.readers.steps import Numbers, split_words

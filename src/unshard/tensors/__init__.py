@@ -7,7 +7,7 @@ to a tensor, `casting` computes another dtype. Nothing in this room knows a layo
 from unshard.tensors.boxes import Box
 from unshard.tensors.casting import CastTally, CastTensor, cast_block
 from unshard.tensors.described import DescribedTensor, Piece, Tensor, byte_count, element_count, whole_tensor
-from unshard.tensors.sources import FileSource, Place, Run, Source
+from unshard.tensors.sources import FileSource, Place, RangeSource, Run, Source
 
 __all__ = [
     "Box",
@@ -17,6 +17,7 @@ __all__ = [
     "FileSource",
     "Piece",
     "Place",
+    "RangeSource",
     "Run",
     "Source",
     "Tensor",

@@ -196,6 +196,38 @@ class FileSource:
             target[index] = view
 
 
+@dataclass(frozen=True, slots=True)
+class RangeSource:
+    """Elements `start` to `stop` of another source."""
+
+    whole: Source
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        """How many elements there are."""
+        return self.stop - self.start
+
+    @property
+    def place(self) -> Place | None:
+        """Where the whole begins."""
+        return self.whole.place
+
+    @property
+    def origin(self) -> str:
+        """Where they are, in words."""
+        return f"{self.whole.origin}, elements {self.start:,} to {self.stop:,}"
+
+    def read(self, start: int, stop: int, into: memoryview) -> None:
+        """Fill `into` with elements `start` to `stop` of the range, little-endian."""
+        self.whole.read(self.start + start, self.start + stop, into)
+
+    def runs(self, start: int, stop: int) -> list[Run] | None:
+        """Return the bytes that are elements `start` to `stop` of the range, or None."""
+        return self.whole.runs(self.start + start, self.start + stop)
+
+
 def _swap_bytes(buffer: memoryview, dtype: DType) -> None:
     """Reverse the bytes of every number in `buffer`; a complex number is two of them."""
     import numpy as np

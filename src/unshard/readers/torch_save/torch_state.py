@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unshard.checkpoint import Checksum, Extra
+from unshard.checkpoint import Extra
 from unshard.errors import (
     TrainingStateError,
     UnknownLayoutError,
@@ -14,14 +14,15 @@ from unshard.errors import (
     UnsupportedLayoutError,
 )
 from unshard.findings import Finding, finding
-from unshard.readers.contents import Contents, dotted, survey
 from unshard.readers.rendering import cut, listed, shown
 from unshard.readers.selection import Selected, select_model
-from unshard.readers.torch_file import describe_torch_file
-from unshard.readers.torch_objects import OtherTensor, StoredTensor, describe_tensor
-from unshard.readers.torch_storages import TorchFile
+from unshard.readers.torch_save.contents import Contents, dotted, survey
+from unshard.readers.torch_save.torch_file import describe_torch_file
+from unshard.readers.torch_save.torch_objects import OtherTensor, StoredTensor, describe_tensor
+from unshard.readers.torch_save.torch_storages import TorchFile
 from unshard.readers.unpickling import Entries, Record, is_python
 from unshard.sizes import format_size
+from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
 

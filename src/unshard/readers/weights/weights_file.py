@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unshard.checkpoint import Checksum, Extra
+from unshard.checkpoint import Extra
 from unshard.findings import Finding
 from unshard.readers.rendering import cut
-from unshard.readers.safetensors_file import describe_tensors, is_safetensors, read_safetensors_header
-from unshard.readers.torch_state import describe_torch_state, foreign_classes
+from unshard.readers.torch_save.torch_state import describe_torch_state, foreign_classes
+from unshard.readers.weights.safetensors_file import describe_tensors, is_safetensors, read_safetensors_header
+from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor
 

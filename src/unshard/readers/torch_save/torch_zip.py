@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from unshard.errors import DamagedFileError, UnknownLayoutError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut
-from unshard.readers.torch_storages import Storage, TorchFile
+from unshard.readers.torch_save.torch_storages import Storage, TorchFile
+from unshard.readers.torch_save.zip_directory import Archive, Member, describe_archive
+from unshard.readers.torch_save.zip_end import HINT_REPACK
 from unshard.readers.unpickling import read_pickle
-from unshard.readers.zip_directory import Archive, Member, describe_archive
-from unshard.readers.zip_end import HINT_REPACK
 from unshard.storage.files import InputFile
 
 PICKLE_BYTES = 64 << 20

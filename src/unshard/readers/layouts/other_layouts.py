@@ -90,7 +90,7 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     for layout in _LAYOUTS:
         if any(map(layout.marks.fullmatch, folder.files)):
             files = (n for n in folder.files if layout.marks.fullmatch(n) or layout.companions.fullmatch(n))
-            yield Candidate(folder.path, tuple(files), layout.title)
+            yield Candidate(folder.path, folder, tuple(files), layout.title)
 
 
 def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:

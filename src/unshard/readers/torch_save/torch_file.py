@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from unshard.errors import DamagedFileError, UnknownLayoutError, UnshardError, UnsupportedLayoutError
-from unshard.readers.torch_legacy import LEGACY_MAGIC, describe_torch_legacy
-from unshard.readers.torch_storages import TorchFile
-from unshard.readers.torch_zip import describe_torch_zip
-from unshard.readers.zip_end import HINT_COPY
+from unshard.readers.torch_save.torch_legacy import LEGACY_MAGIC, describe_torch_legacy
+from unshard.readers.torch_save.torch_storages import TorchFile
+from unshard.readers.torch_save.torch_zip import describe_torch_zip
+from unshard.readers.torch_save.zip_end import HINT_COPY
 from unshard.storage.files import InputFile
 
 _HEAD_BYTES = 512

@@ -25,7 +25,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unshard.errors import DamagedFileError, UnsafeFileError, UnsupportedLayoutError
-from unshard.readers.zip_end import HINT_COPY, HINT_REPACK, Directory, contradiction, describe_directory
+from unshard.readers.torch_save.zip_end import (
+    HINT_COPY,
+    HINT_REPACK,
+    Directory,
+    contradiction,
+    describe_directory,
+)
 from unshard.storage.files import InputFile
 
 _ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")

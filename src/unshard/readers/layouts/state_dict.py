@@ -21,12 +21,13 @@ import re
 from collections.abc import Iterator
 
 from unshard.checkpoint import Checkpoint
-from unshard.readers.folders import Folder, look_into
+from unshard.readers.folders import Folder
+from unshard.readers.layouts.provenance import describe_layout
 from unshard.readers.protocol import Candidate
-from unshard.readers.provenance import describe_layout
 from unshard.readers.steps import split_names
-from unshard.readers.torch_state import describe_torch_state, foreign_classes
+from unshard.readers.torch_save.torch_state import describe_torch_state, foreign_classes
 from unshard.readers.training_files import training_kind
+from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -40,7 +41,7 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     for name in names:
         stem = name.rpartition(".")[0]
         series, numbers = (stem, ()) if _NUMBER_IS_NO_STEP.fullmatch(stem) else split[stem]
-        yield Candidate(folder.path / name, (name,), "file of torch.save", series, numbers)
+        yield Candidate(folder.path / name, folder, (name,), "file of torch.save", series, numbers)
 
 
 def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
@@ -57,13 +58,13 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
     return Checkpoint(
         path=path,
         root=path.parent,
-        layout=describe_layout(state, look_into(path.parent, path.parent)),
+        layout=describe_layout(state, candidate.folder),
         tensors=state.tensors,
         container=state.container,
         selected=state.selected,
         storages=state.storages,
         files=(file,),
-        checksums=state.checksums,
+        checksums=Checksums.listed(state.checksums),
         extras=state.extras,
         classes=foreign_classes(state.saved.classes),
         findings=state.findings,

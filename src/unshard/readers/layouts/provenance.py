@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from unshard.checkpoint import Layout
-from unshard.readers.contents import entries_of
 from unshard.readers.folders import Folder
 from unshard.readers.steps import is_named_after, split_names
-from unshard.readers.torch_state import TorchState
+from unshard.readers.torch_save.contents import entries_of
+from unshard.readers.torch_save.torch_state import TorchState
 from unshard.readers.unpickling import Entries
 
 # FSDP1 marks tensors that it has copied out of a flat parameter, and torch.save keeps such marks.

@@ -47,7 +47,7 @@ def describe_weight_index(folder: Folder, stem: str, ending: str) -> WeightIndex
     if single in folder.files:
         return WeightIndex((single,), None, {})
     if index in folder.files:
-        tensors = _read_weight_map(InputFile.describe(folder.path / index))
+        tensors = _read_weight_map(InputFile.describe(folder.at(index)))
         _require_files(folder, index, tensors)
         return WeightIndex(tuple(sorted(set(tensors.values()))), index, tensors)
     return WeightIndex(_numbered_files(folder, stem, ending), None, {})

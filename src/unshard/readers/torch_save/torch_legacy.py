@@ -24,9 +24,9 @@ from collections.abc import Iterable
 
 from unshard.errors import DamagedFileError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, shown
-from unshard.readers.torch_storages import Storage, TorchFile, parse_storage_reference
+from unshard.readers.torch_save.torch_storages import Storage, TorchFile, parse_storage_reference
+from unshard.readers.torch_save.zip_end import HINT_COPY
 from unshard.readers.unpickling import Pickle, cut_short, read_pickle_at
-from unshard.readers.zip_end import HINT_COPY
 from unshard.storage.files import InputFile
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"

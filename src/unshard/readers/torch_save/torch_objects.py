@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from unshard.dtypes import DTYPES, DType
 from unshard.errors import DamagedFileError, UnsafeFileError
 from unshard.readers.rendering import cut, shown
-from unshard.readers.torch_storages import (
+from unshard.readers.torch_save.torch_storages import (
     TOO_MANY,
     Storage,
     StorageReference,

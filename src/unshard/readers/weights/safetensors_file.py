@@ -22,7 +22,7 @@ from typing import NoReturn
 from unshard.dtypes import BY_TAG, DType
 from unshard.errors import DamagedFileError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, listed, shown
-from unshard.readers.zip_end import HINT_COPY
+from unshard.readers.torch_save.zip_end import HINT_COPY
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor, FileSource, whole_tensor
 

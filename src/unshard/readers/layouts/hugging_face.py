@@ -22,17 +22,18 @@ from collections.abc import Iterator
 
 from unshard.checkpoint import Checkpoint, Extra, Layout
 from unshard.errors import IncompleteCheckpointError
-from unshard.readers.folders import Folder, look_into, size_of
+from unshard.readers.folders import Folder, size_of
 from unshard.readers.protocol import Candidate
 from unshard.readers.selection import select_model
 from unshard.readers.training_files import training_kind
-from unshard.readers.weight_index import (
+from unshard.readers.weights.weight_index import (
     WeightIndex,
     describe_weight_index,
     part_of,
     require_agreement,
 )
-from unshard.readers.weights_file import WeightsFile, describe_weights_file
+from unshard.readers.weights.weights_file import WeightsFile, describe_weights_file
+from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -46,12 +47,12 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     found = _format(folder)
     if found is not None:
         files = tuple(filter(_COPIES.fullmatch, folder.files))
-        yield Candidate(folder.path, files, f"Hugging Face folder ({found[1]})")
+        yield Candidate(folder.path, folder, files, f"Hugging Face folder ({found[1]})")
         return
     for name in folder.files:
         if name.endswith(".safetensors") and not _is_of_another_layout(name):
             stem = name.removesuffix(".safetensors")
-            yield Candidate(folder.path / name, (name,), "safetensors file", stem)
+            yield Candidate(folder.path / name, folder, (name,), "safetensors file", stem)
 
 
 def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
@@ -64,9 +65,9 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
     """
     path = candidate.path
     is_folder = path.is_dir()
-    folder = look_into(path if is_folder else path.parent, path if is_folder else path.parent)
+    folder = candidate.folder
     index = _index_of(folder) if is_folder else _only(path.name)
-    parts = [describe_weights_file(InputFile.describe(folder.path / name)) for name in index.files]
+    parts = [describe_weights_file(InputFile.describe(folder.at(name))) for name in index.files]
     require_agreement(folder, index, {part.file.path.name: part.tensors for part in parts})
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     storages = {name: token for part in parts for name, token in part.storages.items()}
@@ -81,7 +82,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         selected=chosen.prefix,
         storages={name: storages[before + name] for name in chosen.tensors},
         files=tuple(part.file for part in parts),
-        checksums=tuple(checksum for part in parts for checksum in part.checksums),
+        checksums=Checksums.listed(checksum for part in parts for checksum in part.checksums),
         extras=(*_once(parts), *(_copies(folder, index) if is_folder else ())),
         classes=tuple(dict.fromkeys(name for part in parts for name in part.classes)),
         findings=tuple(found for part in parts for found in part.findings),
@@ -132,7 +133,7 @@ def _copies(folder: Folder, index: WeightIndex) -> Iterator[Extra]:
     """Yield files of weights that are not part of the model that was taken."""
     for name in filter(_COPIES.fullmatch, folder.files):
         if name not in index.files and not name.endswith(".json"):
-            yield Extra(name, "file", size_of(folder.path / name), "weights that were not read")
+            yield Extra(name, "file", size_of(folder.at(name)), "weights that were not read")
 
 
 def _layout(folder: Folder, index: WeightIndex, *, is_folder: bool) -> Layout:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from unshard.checkpoint import Extra, ExtraKind
 from unshard.errors import UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, shown
-from unshard.readers.torch_objects import OtherTensor, describe_tensor, is_tensor
-from unshard.readers.torch_storages import TorchFile
+from unshard.readers.torch_save.torch_objects import OtherTensor, describe_tensor, is_tensor
+from unshard.readers.torch_save.torch_storages import TorchFile
 from unshard.readers.unpickling import Entries, PersistentId, Record
 from unshard.tensors import element_count
 

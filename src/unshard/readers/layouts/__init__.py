@@ -1,0 +1,1 @@
+"""One module per layout: it finds candidates in a folder by their names, and opens one of them."""

@@ -1,0 +1,1 @@
+"""Files of torch.save, read as data: their containers, their storages, and the tensors in them."""
