@@ -1,8 +1,10 @@
 """Where checkpoints lie: candidates in a folder and below it, and which of them is meant.
 
 In a run folder the newest step of the only model is taken. Names alone decide, with one exception:
-where several files could be the model, those that hold only training state are told by their content.
-Several models are refused, and so is an older step where the newest is of a layout that is not read.
+where several candidates could be the model, those that hold only training state are told by their
+content. Models that only training needs (a critic, a reward model) stand back behind the one that was
+trained. Several models are refused, and so is an older step where the newest is of a layout that is not
+read.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from unshard.errors import (
     TrainingStateError,
     UnknownLayoutError,
 )
-from unshard.readers.folders import Folder, folders_below, size_of
+from unshard.readers.folders import Folder, Tree, size_of
 from unshard.readers.layouts import hugging_face, other_layouts, state_dict
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
@@ -30,6 +32,8 @@ from unshard.readers.training_files import training_kind
 READERS: tuple[Reader, ...] = (hugging_face, other_layouts, state_dict)
 
 _MOST_LOOKED_INTO = 50
+# What reinforcement learning trains or keeps beside the policy: verl, OpenRLHF, SkyRL.
+_COMPANIONS = frozenset(("critic", "_critic", "reward", "reward_model", "ref", "reference"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +63,38 @@ class Found:
     def step(self) -> Step:
         """The candidate as one of several steps."""
         path = self.candidate.path
-        folder = path if path.is_dir() else path.parent
-        size = sum(size_of(folder / name) for name in self.candidate.files)
+        size = sum(size_of(self.candidate.folder.at(name)) for name in self.candidate.files)
         return Step(path, self.numbers[-1] if self.numbers else None, size)
 
 
-def find_here(folder: Folder, root: Path) -> list[Found]:
-    """Return the candidates that lie directly in a folder of the run `root`."""
-    split = [split_words(part) for part in folder.path.relative_to(root).parts]
+def find_here(folder: Folder, tree: Tree) -> list[Found]:
+    """Return the candidates that lie directly in a folder of the run."""
+    split = [split_words(part) for part in tree.relative(folder.path).parts]
     labels, numbers = tuple(label for label, _ in split), tuple(n for _, found in split for n in found)
     shown, everything = folder, []
     for reader in READERS:
         for candidate in reader.find_candidates(shown):
-            place = str(candidate.path.relative_to(root))
+            place = str(tree.relative(candidate.path))
             series, own = (*labels, candidate.series), (*numbers, *candidate.numbers)
             everything.append(Found(reader, candidate, place, series, own))
             shown = shown.without(candidate.files)
     return everything
 
 
-def find_below(folder: Folder, root: Path) -> list[Found]:
+def find_below(folder: Folder, tree: Tree) -> list[Found]:
     """Return the candidates in the folders below `folder`; what lies below one of them is part of it."""
     everything: list[Found] = []
     inside: list[Path] = []
-    for below in folders_below(folder, root):
-        if any(below.path.is_relative_to(path) for path in inside):
+    top = tree.relative(folder.path)
+    for below in tree.below(folder):
+        place = tree.relative(below.path)
+        if any(place.is_relative_to(path) for path in inside):
             continue
-        if any(training_kind(part) for part in below.path.relative_to(folder.path).parts):
+        if any(training_kind(part) for part in place.relative_to(top).parts):
             continue
-        found = find_here(below, root)
+        found = find_here(below, tree)
         if found:
-            inside.append(below.path)
+            inside.append(place)
             everything += found
     return everything
 
@@ -106,6 +111,7 @@ def choose(found: Sequence[Found], step: int | None, subject: Path) -> Found:
     readable = [f for f in found if f.is_read]
     if not readable:
         return max(found, key=lambda f: f.numbers)
+    readable = without_companions(readable)
     if len({f.series for f in readable}) > 1:
         readable = _without_training_state(readable)
     series = {f.series for f in readable}
@@ -116,6 +122,11 @@ def choose(found: Sequence[Found], step: int | None, subject: Path) -> Found:
     like_it = [f for f in found if not f.is_read and f.series[0] == newest.series[0]]
     newer = [f for f in like_it if f.numbers > newest.numbers]
     return max(newer, key=lambda f: f.numbers) if newer else newest
+
+
+def without_companions(found: list[Found]) -> list[Found]:
+    """Return the candidates without models that only training needs, where there are others."""
+    return [f for f in found if not _COMPANIONS.intersection(f.series)] or found
 
 
 def steps_of(chosen: Found, found: Iterable[Found]) -> list[Found]:
@@ -136,15 +147,15 @@ def _at_step(found: Sequence[Found], step: int) -> list[Found]:
 
 
 def _without_training_state(found: list[Found]) -> list[Found]:
-    """Return the candidates without files that turn out to hold no model."""
-    if len(found) > _MOST_LOOKED_INTO:
+    """Return the candidates without those that turn out to hold no model; one of each series tells."""
+    newest = {f.series: f for f in sorted(found, key=lambda f: f.numbers)}
+    if len(newest) > _MOST_LOOKED_INTO:
         return found
-    return [f for f in found if not _holds_no_model(f)] or found
+    empty = {series for series, one in newest.items() if _holds_no_model(one)}
+    return [f for f in found if f.series not in empty] or found
 
 
 def _holds_no_model(found: Found) -> bool:
-    if found.reader is not state_dict:
-        return False
     try:
         found.reader.open_candidate(found.candidate, select=None)
     except (TrainingStateError, UnknownLayoutError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from unshard.checkpoint import BaseHint, Checkpoint, Extra, TrainingParameters
 from unshard.errors import InputError
 from unshard.findings import Finding, finding
-from unshard.readers.folders import Folder, look_into
+from unshard.readers.folders import Folder, Tree
 from unshard.readers.training_files import describe_training_files
 from unshard.readers.training_parameters import NAME, read_training_parameters
 from unshard.sizes import format_size
@@ -30,30 +30,28 @@ _SIDE_FILE = re.compile(
 _LARGEST_JSON = 1 << 20
 
 
-def with_surroundings(checkpoint: Checkpoint, root: Path) -> Checkpoint:
-    """Return the checkpoint with what lies around it, up to the run folder `root`."""
+def with_surroundings(checkpoint: Checkpoint, tree: Tree) -> Checkpoint:
+    """Return the checkpoint with what lies around it in the run."""
     place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    folder = look_into(place, root)
-    training, findings = _training(place, root)
+    folder = tree.look_into(place)
+    training, findings = _training(place, tree)
     beside = tuple(describe_training_files(folder))
     return replace(
         checkpoint,
-        root=root,
+        root=tree.roots[0],
         training=training,
         extras=(*checkpoint.extras, *beside),
         base_hints=(*checkpoint.base_hints, *_base_hints(folder, training)),
-        side_files=_side_files(folder, root),
+        side_files=_side_files(folder, tree),
         findings=(*checkpoint.findings, *findings, *_left_out(beside)),
     )
 
 
-def _training(place: Path, root: Path) -> tuple[TrainingParameters | None, tuple[Finding, ...]]:
+def _training(place: Path, tree: Tree) -> tuple[TrainingParameters | None, tuple[Finding, ...]]:
     """Return the training parameters nearest to a folder, in it or above it within the run."""
-    for folder in (place, *place.parents):
-        if (folder / NAME).is_file():
-            return read_training_parameters(folder / NAME)
-        if folder == root:
-            break
+    for folder in tree.upwards(place):
+        if NAME in folder.files:
+            return read_training_parameters(folder.at(NAME))
     return None, ()
 
 
@@ -79,13 +77,13 @@ def _base_hints(folder: Folder, training: TrainingParameters | None) -> Iterator
             yield BaseHint(base, "base_model_name_or_path in adapter_config.json")
 
 
-def _side_files(folder: Folder, root: Path) -> dict[str, Path]:
+def _side_files(folder: Folder, tree: Tree) -> dict[str, Path]:
     """Return the small files of a model beside the tensors, or in a folder made for them."""
-    found = {name: folder.path / name for name in folder.files if _SIDE_FILE.fullmatch(name)}
+    found = {name: folder.at(name) for name in folder.files if _SIDE_FILE.fullmatch(name)}
     for inner in _MODEL_FOLDERS:
         if inner in folder.folders:
-            place = look_into(folder.path / inner, root)
-            found = {n: place.path / n for n in place.files if _SIDE_FILE.fullmatch(n)} | found
+            place = tree.look_into(folder.path / inner)
+            found = {n: place.at(n) for n in place.files if _SIDE_FILE.fullmatch(n)} | found
     return found
 
 

@@ -29,7 +29,7 @@ def describe_training_files(folder: Folder) -> Iterator[Extra]:
     """Yield the training state beside a model, with its size; nothing of it is opened."""
     for name in folder.files:
         if (kind := training_kind(name)) is not None:
-            yield Extra(name, kind, size_of(folder.path / name))
+            yield Extra(name, kind, size_of(folder.at(name)))
     for name in folder.folders:
         if (kind := training_kind(name)) is not None:
-            yield Extra(f"{name}/", kind, size_of(folder.path / name))
+            yield Extra(f"{name}/", kind, size_of(folder.at(name)))

@@ -52,7 +52,7 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     for name in folder.files:
         if name.endswith(".safetensors") and not _is_of_another_layout(name):
             stem = name.removesuffix(".safetensors")
-            yield Candidate(folder.path / name, folder, (name,), "safetensors file", stem)
+            yield Candidate(folder.at(name), folder, (name,), "safetensors file", stem)
 
 
 def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:

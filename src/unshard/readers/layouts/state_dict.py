@@ -41,7 +41,7 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     for name in names:
         stem = name.rpartition(".")[0]
         series, numbers = (stem, ()) if _NUMBER_IS_NO_STEP.fullmatch(stem) else split[stem]
-        yield Candidate(folder.path / name, folder, (name,), "file of torch.save", series, numbers)
+        yield Candidate(folder.at(name), folder, (name,), "file of torch.save", series, numbers)
 
 
 def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
