@@ -12,7 +12,6 @@ Nothing is imported before it is used, so the command line starts fast.
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from unshard.findings import Finding, Severity
     from unshard.inference import load
     from unshard.inspection import Inspection, inspect
+    from unshard.readers.places import Places
     from unshard.tensors import DescribedTensor
     from unshard.verification import Verification, verify
 
@@ -72,17 +72,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def open(path: str | Path, *, step: int | None = None, select: str | None = None) -> Checkpoint:  # noqa: A001
+def open(path: Places, *, step: int | None = None, select: str | None = None) -> Checkpoint:  # noqa: A001
     """Return the checkpoint at `path`: a mapping from names to tensors that are described, not read.
 
     Args:
-        path: A run folder, a checkpoint folder, a file, or a model folder.
+        path: A run folder, a checkpoint folder, a file, or a model folder; or the folders of several
+            nodes, whose ranks wrote one checkpoint together.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
 
     Raises:
         InputError: It cannot be read as a checkpoint.
     """
-    from unshard.readers import open_checkpoint
+    from unshard.readers import as_paths, open_checkpoint
 
-    return open_checkpoint(Path(path), step=step, select=select)
+    return open_checkpoint(as_paths(path), step=step, select=select)

@@ -33,7 +33,7 @@ from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.structure import verify_structure
-from unshard.readers import open_checkpoint
+from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.sizes import parse_size
 from unshard.storage.folders import new_files, new_folder, require_outside, require_space
 from unshard.tensors import CastTensor, Tensor
@@ -123,7 +123,7 @@ class Settings:
 
 
 def plan_conversion(
-    path: str | Path,
+    path: Places,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -137,7 +137,8 @@ def plan_conversion(
     """Return everything a conversion would do, without writing anything.
 
     Args:
-        path: A run folder, a checkpoint folder, or a file.
+        path: A run folder, a checkpoint folder, or a file; or the folders of several nodes, whose ranks
+            wrote one checkpoint together.
         out: The folder to write; with `to="pt"` also a file that ends in .pt, .pth or .bin.
         base: The model training started from: a folder or a name on the hub. Without it, it is
             looked for in and beside the checkpoint and in its training parameters.
@@ -163,10 +164,11 @@ def plan_conversion(
     _require_choice("--dtype", dtype, get_args(DTypePolicy))
     max_file_bytes = parse_size(max_shard_size)
     _require_fitting_name(target, to)
-    checkpoint = open_checkpoint(Path(path), step=step, select=select)
+    paths = as_paths(path)
+    checkpoint = open_checkpoint(paths, step=step, select=select)
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
-    require_outside(target, [Path(path), checkpoint.path, *([found.path] if found else [])])
+    require_outside(target, [*paths, checkpoint.path, *([found.path] if found else [])])
     answers = answer_questions(questions_for(checkpoint, found))
     model = match_model(checkpoint, found, dtype=dtype, answers=answers)
     files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
@@ -180,7 +182,7 @@ def plan_conversion(
 
 
 def convert(
-    path: str | Path,
+    path: Places,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -201,7 +203,8 @@ def convert(
     """Write a complete, verified model.
 
     Args:
-        path: A run folder, a checkpoint folder, or a file.
+        path: A run folder, a checkpoint folder, or a file; or the folders of several nodes, whose ranks
+            wrote one checkpoint together.
         out: The folder to write; with `to="pt"` also a file that ends in .pt, .pth or .bin.
         base: The model training started from: a folder or a name on the hub. Without it, it is
             looked for in and beside the checkpoint and in its training parameters.

@@ -12,7 +12,7 @@ from unshard.checks.completeness import missing_files
 from unshard.findings import Finding
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.plan import OutputFile
-from unshard.readers import open_checkpoint
+from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.recipes.families import Sizes, family_of, sizes_of
 from unshard.recipes.known_models import nearest_model
 from unshard.recipes.ties import shared_pairs
@@ -147,12 +147,13 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path, *, base: str | Path | None = None, step: int | None = None, select: str | None = None
+    path: Places, *, base: str | Path | None = None, step: int | None = None, select: str | None = None
 ) -> Inspection:
     """Return what lies at `path`, from headers alone.
 
     Args:
-        path: A run folder, a checkpoint folder, a file, or a model folder.
+        path: A run folder, a checkpoint folder, a file, or a model folder; or the folders of several
+            nodes, whose ranks wrote one checkpoint together.
         base: The model training started from; without it, it is looked for on this machine.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
@@ -161,7 +162,7 @@ def inspect(
         InputError: It cannot be read as a checkpoint.
         BaseModelError: The base that was named is missing or unreadable.
     """
-    checkpoint = open_checkpoint(Path(path), step=step, select=select)
+    checkpoint = open_checkpoint(as_paths(path), step=step, select=select)
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
     names = {"config.json", *found.side_files} if found else set(checkpoint.side_files)

@@ -21,7 +21,7 @@ from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.structure import verify_structure
-from unshard.readers import open_checkpoint
+from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor
 
@@ -49,7 +49,7 @@ class Verification:
 def verify(
     path: str | Path,
     *,
-    against: str | Path | None = None,
+    against: Places | None = None,
     base: str | Path | None = None,
     forward: bool | None = None,
     workers: int | None = None,
@@ -59,8 +59,9 @@ def verify(
 
     Args:
         path: A model folder, ours or anybody's, or a file with a state dict.
-        against: The training checkpoint. It is matched to the model's own names, shapes and dtypes,
-            and every bit is compared, after the declared cast where the dtypes differ.
+        against: The training checkpoint, in one place or in several. It is matched to the model's own
+            names, shapes and dtypes, and every bit is compared, after the declared cast where the
+            dtypes differ.
         base: The model training started from, for the names and shapes a complete model has.
         forward: Whether to load it in transformers and run it; None does so where that is installed.
         workers: Threads; by default one per core, at most four.
@@ -102,7 +103,7 @@ def _manifest_path(written: Checkpoint) -> Path:
 def _verify_bytes(
     written: Checkpoint,
     manifest: Manifest | None,
-    against: str | Path | None,
+    against: Places | None,
     *,
     workers: int,
     progress: Progress,
@@ -112,7 +113,7 @@ def _verify_bytes(
     checksums: tuple[Checksum, ...] = ()
     if against is not None:
         try:
-            source, expected = _source_tensors(written, manifest, Path(against))
+            source, expected = _source_tensors(written, manifest, as_paths(against))
         except (MatchError, BaseModelError) as error:
             found = finding("U703", subject=str(against), saw=error.message, remedy=error.hint)
             return Level("bytes", "differs", (error.message,), (found,))
@@ -137,7 +138,7 @@ def _verify_bytes(
 
 
 def _source_tensors(
-    written: Checkpoint, manifest: Manifest | None, against: Path
+    written: Checkpoint, manifest: Manifest | None, against: list[Path]
 ) -> tuple[Checkpoint, Mapping[str, Tensor]]:
     """Return the checkpoint, and its tensors as the written model should hold them.
 
@@ -145,7 +146,7 @@ def _source_tensors(
     whoever wrote it.
     """
     options = manifest.options if manifest else {}
-    step = options.get("step") if against.is_dir() else None  # a file is one step
+    step = options.get("step") if against[0].is_dir() else None  # a file is one step
     source = open_checkpoint(against, step=step, select=options.get("select"))
     config_path = written.path / "config.json"
     content, config = read_config(config_path) if config_path.is_file() else (b"{}", {})

@@ -9,8 +9,10 @@ import click
 
 from unshard.cli.options import (
     base_option,
+    dtype_option,
     json_option,
-    path_argument,
+    offline_option,
+    paths_argument,
     quiet_option,
     which_checkpoint,
     workers_option,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Write a complete, verified model.")
-@path_argument
+@paths_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
 @click.option(
@@ -46,13 +48,7 @@ if TYPE_CHECKING:
     help="Format of the tensors: a Hugging Face folder of safetensors, or torch's own format; "
     "with `pt`, OUT may also be one file that ends in .pt.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["base", "keep", "float32", "bfloat16", "float16"]),
-    default="base",
-    show_default=True,
-    help="`base`: as the base has it, tensor by tensor. `keep`: as the checkpoint has it.",
-)
+@dtype_option
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of tensors."
 )
@@ -63,12 +59,12 @@ if TYPE_CHECKING:
 @click.option("--no-verify", is_flag=True, help="Do not read the result back and compare it with the source.")
 @click.option("--no-digest", is_flag=True, help="Leave the SHA-256 of every tensor out of the manifest.")
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the disk has it all.")
-@click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
+@offline_option
 @workers_option
 @quiet_option
 @json_option
 def convert(
-    path: Path,
+    paths: tuple[Path, ...],
     out: Path,
     base: str | None,
     to: Format,
@@ -89,13 +85,15 @@ def convert(
 ) -> None:
     """Turn the checkpoint at PATH into a model in the new folder OUT.
 
+    Several PATHs are the folders of several nodes, whose ranks wrote one checkpoint together.
+
     OUT holds the tensors, the base's configuration (edited only where the tensors prove it wrong),
     tokenizer, generation settings and chat template, and a manifest. It appears whole or not at all.
     """
     from unshard.conversion import Settings, carry_out, plan_conversion
 
     ready = plan_conversion(
-        path,
+        paths,
         out,
         base=base,
         to=to,
@@ -106,7 +104,7 @@ def convert(
         download=not offline,
     )
     if dry_run:
-        _print_plan(ready, path, quiet=quiet, as_json=as_json)
+        _print_plan(ready, quiet=quiet, as_json=as_json)
         return
     settings = Settings(overwrite, not no_verify, not no_digest, prove, not no_fsync, workers)
     with progress_bar(shown=not (quiet or as_json)) as progress:
@@ -117,7 +115,7 @@ def convert(
     _print_result(ready, done, quiet=quiet)
 
 
-def _print_plan(ready: Preparation, path: Path, *, quiet: bool, as_json: bool) -> None:
+def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
     plan = ready.plan
     if as_json:
         echo_json(ready.to_json())

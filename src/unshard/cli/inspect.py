@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unshard.cli.options import base_option, json_option, path_argument, which_checkpoint
+from unshard.cli.options import base_option, json_option, paths_argument, which_checkpoint
 from unshard.cli.printing import (
     command,
     counted,
@@ -28,13 +28,18 @@ _SHOWN = 4
 
 
 @click.command(short_help="What is this checkpoint? Reads headers only.")
-@path_argument
+@paths_argument
 @base_option
 @which_checkpoint
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @json_option
 def inspect(
-    path: Path, base: str | None, step: int | None, select: str | None, tensors: bool, as_json: bool
+    paths: tuple[Path, ...],
+    base: str | None,
+    step: int | None,
+    select: str | None,
+    tensors: bool,
+    as_json: bool,
 ) -> None:
     """Say what lies at PATH: a run folder, a checkpoint folder, a file, or a model folder.
 
@@ -43,7 +48,7 @@ def inspect(
     """
     from unshard.inspection import inspect as inspect_path
 
-    result = inspect_path(path, base=base, step=step, select=select)
+    result = inspect_path(paths, base=base, step=step, select=select)
     if as_json:
         echo_json(result)
         return
@@ -54,7 +59,7 @@ def inspect(
         shown = ((n, f"{t.dtype} {list(t.shape)}, {t.origin}") for n, t in result.tensors.items())
         echo_rows((plain(name), plain(text)) for name, text in shown)
     echo_findings(result.findings)
-    words = ["unshard", "convert", path, "OUT"]
+    words = ["unshard", "convert", *paths, "OUT"]
     if step is not None:
         words += ["--step", step]
     if base or result.base is None:

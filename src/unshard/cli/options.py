@@ -11,6 +11,10 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 path_argument = click.argument("path", type=click.Path(path_type=Path))
+# The folders of several nodes are one checkpoint.
+paths_argument = click.argument(
+    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 
 base_option = click.option(
     "--base",
@@ -18,6 +22,14 @@ base_option = click.option(
     help="The model training started from: a folder, or a name on the hub. "
     "Without it, it is looked for in and beside the checkpoint.",
 )
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["base", "keep", "float32", "bfloat16", "float16"]),
+    default="base",
+    show_default=True,
+    help="`base`: as the base has it, tensor by tensor. `keep`: as the checkpoint has it.",
+)
+offline_option = click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, and no mere facts.")
 workers_option = click.option(

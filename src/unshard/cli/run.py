@@ -11,8 +11,10 @@ import click
 
 from unshard.cli.options import (
     base_option,
+    dtype_option,
     json_option,
-    path_argument,
+    offline_option,
+    paths_argument,
     quiet_option,
     which_checkpoint,
 )
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Ask a model something; no conversion needed.")
-@path_argument
+@paths_argument
 @click.option(
     "--prompt", "-p", "prompts", multiple=True, metavar="TEXT", help="What to ask; may be repeated."
 )
@@ -36,13 +38,7 @@ if TYPE_CHECKING:
     help="A file with one prompt per line; `-` for stdin.",
 )
 @base_option
-@click.option(
-    "--dtype",
-    type=click.Choice(["base", "keep", "float32", "bfloat16", "float16"]),
-    default="base",
-    show_default=True,
-    help="`base`: as the base has it. `keep`: as the checkpoint has it.",
-)
+@dtype_option
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="Where the model runs."
 )
@@ -61,11 +57,11 @@ if TYPE_CHECKING:
     "--chat/--no-chat", default=None, help="Use the chat template; by default where the model has one."
 )
 @which_checkpoint
-@click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
+@offline_option
 @quiet_option
 @json_option
 def run(
-    path: Path,
+    paths: tuple[Path, ...],
     prompts: tuple[str, ...],
     prompt_file: Iterable[str] | None,
     base: str | None,
@@ -94,7 +90,7 @@ def run(
     from unshard.inference.opening import open_model
 
     loaded = open_model(
-        path,
+        paths,
         base=base,
         dtype=dtype,
         device=device,
@@ -107,7 +103,7 @@ def run(
     note_findings(loaded.findings)
     if tokenizer is None:
         raise InferenceError(
-            path, "has no tokenizer, so it cannot be asked anything", hint="Name its base with --base."
+            paths[0], "has no tokenizer, so it cannot be asked anything", hint="Name its base with --base."
         )
     if not quiet:
         note(_loaded(loaded))

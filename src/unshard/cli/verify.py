@@ -16,8 +16,10 @@ from unshard.cli.progress_bar import progress_bar
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="CHECKPOINT",
-    help="The training checkpoint: every tensor is compared with it bit for bit.",
+    help="The training checkpoint: every tensor is compared with it bit for bit. "
+    "May be repeated for the folders of several nodes.",
 )
 @base_option
 @click.option(
@@ -32,7 +34,7 @@ from unshard.cli.progress_bar import progress_bar
 def verify(
     context: click.Context,
     path: Path,
-    against: Path | None,
+    against: tuple[Path, ...],
     base: str | None,
     forward: bool | None,
     workers: int | None,
@@ -49,7 +51,7 @@ def verify(
 
     with progress_bar(shown=not (quiet or as_json)) as progress:
         result = verify_path(
-            path, against=against, base=base, forward=forward, workers=workers, progress=progress
+            path, against=against or None, base=base, forward=forward, workers=workers, progress=progress
         )
     if as_json:
         echo_json(result)

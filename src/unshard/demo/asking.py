@@ -48,7 +48,7 @@ def ask_both(base: Path, model: Path, facts: Sequence[Fact]) -> Iterator[Answere
 
 def _load(folder: Path) -> LoadedModel:
     return open_model(
-        folder,
+        [folder],
         base=None,
         dtype="base",
         device="cpu",

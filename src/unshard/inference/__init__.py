@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from unshard.findings import Severity
 from unshard.inference.packages import require_packages
+from unshard.readers.places import Places, as_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ __all__ = ["load", "require_packages"]
 
 
 def load(
-    path: str | Path,
+    path: Places,
     *,
     base: str | Path | None = None,
     dtype: str = "base",
@@ -37,7 +38,8 @@ def load(
     A warning is issued for every finding that is one. The tokenizer is None where there is none.
 
     Args:
-        path: A run folder, a checkpoint folder, a file, or a converted model.
+        path: A run folder, a checkpoint folder, a file, or a converted model; or the folders of several
+            nodes, whose ranks wrote one checkpoint together.
         base: The model training started from: a folder or a name on the hub. Without it, it is looked
             for in and beside the checkpoint and in its training parameters.
         dtype: `base`, `keep`, `float32`, `bfloat16` or `float16`.
@@ -60,7 +62,7 @@ def load(
     from unshard.inference.opening import open_model
 
     loaded = open_model(
-        Path(path),
+        as_paths(path),
         base=None if base is None else str(base),
         dtype=dtype,
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    path: Path,
+    paths: Sequence[Path],
     *,
     base: str | None,
     dtype: str,
@@ -28,7 +29,7 @@ def open_model(
     select: str | None,
     download: bool,
 ) -> LoadedModel:
-    """Return the model at `path`, loaded and tried, with everything a person should know about it.
+    """Return the model at `paths`, loaded and tried, with everything a person should know about it.
 
     `load` says what the arguments mean.
 
@@ -39,11 +40,11 @@ def open_model(
         InferenceError: The model cannot be built, or does not give numbers.
         OptionError: An option means nothing.
     """
-    checkpoint = open_checkpoint(path, step=step, select=select)
+    checkpoint = open_checkpoint(paths, step=step, select=select)
     found, base_findings = find_base(checkpoint, reference=base, download=download)
     if found is None:
         raise BaseModelError(
-            path,
+            paths[0],
             "cannot be run without its configuration, and no base was found",
             hint="Name the model training started from with --base: a folder, or a name on the hub.",
         )

@@ -6,6 +6,7 @@ layouts alike. `unpickling` is the only room that knows pickles, and it runs non
 """
 
 from unshard.readers.opening import open_checkpoint
+from unshard.readers.places import Places, as_paths
 from unshard.readers.search import READERS
 
-__all__ = ["READERS", "open_checkpoint"]
+__all__ = ["READERS", "Places", "as_paths", "open_checkpoint"]
