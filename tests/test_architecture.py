@@ -20,12 +20,16 @@ LAYERS = (
     {"writers", "manifest"},
     {"engines", "checks", "inference"},
     {"proof"},
-    {"inspection", "conversion", "verification"},
+    {"inspection", "diagnosis", "conversion", "verification"},
     {"demo", "cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms that are strangers to one another though they stand on one level.
-STRANGERS = ({"readers", "recipes"}, {"inspection", "conversion", "verification"}, {"engines", "inference"})
+STRANGERS = (
+    {"readers", "recipes"},
+    {"inspection", "diagnosis", "conversion", "verification"},
+    {"engines", "inference"},
+)
 TORCH_ROOMS = {"inference", "demo"}
 TORCH_MODULES = {"proof/forward.py", "base/model_class.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))

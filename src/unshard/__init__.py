@@ -1,6 +1,7 @@
 """Any training checkpoint in, a verified, servable model out.
 
     unshard.inspect(path)              what is this? headers only
+    unshard.check(path)                is everything there?
     unshard.open(path)                 its tensors, described but not read
     unshard.convert(path, out)         a complete, verified model folder
     unshard.verify(out)                proof of a model folder
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unshard.checkpoint import Checkpoint
     from unshard.conversion import Conversion, convert, plan_conversion
+    from unshard.diagnosis import Diagnosis, check
     from unshard.errors import UnshardError
     from unshard.findings import Finding, Severity
     from unshard.inference import load
@@ -31,12 +33,14 @@ __all__ = [
     "Checkpoint",
     "Conversion",
     "DescribedTensor",
+    "Diagnosis",
     "Finding",
     "Inspection",
     "Severity",
     "UnshardError",
     "Verification",
     "__version__",
+    "check",
     "convert",
     "inspect",
     "load",
@@ -49,11 +53,13 @@ _ROOMS = {
     "Checkpoint": "checkpoint",
     "Conversion": "conversion",
     "DescribedTensor": "tensors",
+    "Diagnosis": "diagnosis",
     "Finding": "findings",
     "Inspection": "inspection",
     "Severity": "findings",
     "UnshardError": "errors",
     "Verification": "verification",
+    "check": "diagnosis",
     "convert": "conversion",
     "inspect": "inspection",
     "load": "inference",

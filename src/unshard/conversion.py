@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from unshard.base import Base, ExpectedTensor, find_base
 from unshard.checkpoint import Checkpoint
-from unshard.checks.completeness import check_completeness
+from unshard.checks.inference_files import check_inference_files
 from unshard.engines.local import run_plan
 from unshard.engines.workers import default_workers
 from unshard.errors import OptionError, VerificationError
@@ -175,7 +175,7 @@ def plan_conversion(
     findings = [*checkpoint.findings, *base_findings, *model.findings]
     if not _is_one_file(target):
         side_files += plan_model_files(checkpoint, found, model)
-        findings += check_completeness({file.name for file in side_files}, has_base=found is not None)
+        findings += check_inference_files({file.name for file in side_files}, has_base=found is not None)
     plan = Plan(target, files, side_files, model.decisions, tuple(findings), _BUDGET_BYTES)
     options = {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "step": step, "select": select}
     return Preparation(checkpoint, found, model, plan, options)

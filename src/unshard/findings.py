@@ -65,6 +65,7 @@ RULES: dict[str, Rule] = {
     "U108": Rule(_INFO, "Models that only training needs lie beside it and were not taken"),
     "U115": Rule(_WARNING, "The newest step is incomplete; an earlier one was taken"),
     "U117": Rule(_ERROR, "Copies of one part differ"),
+    "U119": Rule(_ERROR, "The checkpoint cannot be read"),
     "U201": Rule(_INFO, "Names were changed to those the model needs"),
     "U202": Rule(_INFO, "A tensor was dropped because the model computes it itself"),
     "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),

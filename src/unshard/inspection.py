@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint, Extra, Layout, Step, TrainingParameters
-from unshard.checks.completeness import missing_files
+from unshard.checks.inference_files import missing_files
 from unshard.findings import Finding
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.plan import OutputFile

@@ -1,1 +1,5 @@
-"""Small independent checks; each looks at one thing and returns findings."""
+"""Checks: small and independent, each a function that returns findings and touches no tensor byte.
+
+completeness       every file, rank, byte range and row that a step of training should have
+inference_files    configuration and tokenizer, which no tensor can replace
+"""

@@ -1,47 +1,36 @@
-"""What inference needs besides tensors, and which of it is there."""
+"""Whether a step of training is whole: what its reader found missing, or why it cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from unshard.base.side_files import makes_tokenizer
+from unshard.checkpoint import Checkpoint
+from unshard.errors import IncompleteCheckpointError, InputError
 from unshard.findings import Finding, finding
 
-# What no tensor tells: two models of equal shapes can differ in each of these.
-_NOT_IN_TENSORS = (
-    "number of attention heads, RoPE base and scaling, norm epsilon, activation, longest context, "
-    "special tokens"
-)
+
+def check_completeness(error: InputError | None) -> tuple[Finding, ...]:
+    """Return everything that a step lacks; nothing where it opened, which takes all of it.
+
+    Args:
+        error: What its reader raised, or None.
+    """
+    if error is None:
+        return ()
+    if isinstance(error, IncompleteCheckpointError) and error.gaps:
+        return error.gaps
+    code = "U110" if isinstance(error, IncompleteCheckpointError) else "U119"
+    saw = ", ".join(filter(None, (error.problem, error.saw and f"saw {error.saw}")))
+    return (finding(code, subject=error.subject, saw=saw, expected=error.expected, remedy=error.hint),)
 
 
-def missing_files(names: Collection[str]) -> tuple[str, ...]:
-    """Return what inference will miss in a folder with files of these names, in words."""
-    parts = (("config.json", "config.json" in names), ("tokenizer", makes_tokenizer(names)))
-    return tuple(part for part, there in parts if not there)
-
-
-def check_completeness(names: Collection[str], *, has_base: bool) -> list[Finding]:
-    """Return what inference will miss in a folder with files of these names."""
-    missing = missing_files(names)
-    if "config.json" in missing:
-        return [
-            finding(
-                "U601",
-                subject="config.json",
-                saw=f"missing: {' and '.join(missing)}; tensors do not tell {_NOT_IN_TENSORS}",
-                expected="the configuration and tokenizer of the model training started from",
-                remedy="Name it with --base: a folder, or a name on the hub such as meta-llama/Llama-3.2-1B.",
-            )
-        ]
-    if missing:
-        where = "the base has none either" if has_base else "there is none beside the checkpoint"
-        return [
-            finding(
-                "U602",
-                subject="tokenizer",
-                saw=f"no file a tokenizer can be made of, and {where}",
-                expected="tokenizer.json or tokenizer.model",
-                remedy="Copy the tokenizer files of the model training started from into the folder.",
-            )
-        ]
-    return []
+def completeness_evidence(checkpoint: Checkpoint) -> str:
+    """Return, in numbers, what was held against what is there when a checkpoint was opened."""
+    pieces = sum(len(tensor.pieces) for tensor in checkpoint.tensors.values())
+    if checkpoint.unshaped is not None:
+        return (
+            f"{len(checkpoint.files):,} files with parts of {len(checkpoint.unshaped.sizes):,} tensors, "
+            "whose shapes only the base tells"
+        )
+    return (
+        f"{len(checkpoint.tensors):,} tensors in {pieces:,} pieces of {len(checkpoint.files):,} files: "
+        "every piece lies in its file, and every element is there exactly once"
+    )

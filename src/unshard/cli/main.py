@@ -18,6 +18,7 @@ from types import FrameType
 import click
 
 from unshard import __version__
+from unshard.cli.check import check
 from unshard.cli.convert import convert
 from unshard.cli.demo import demo
 from unshard.cli.inspect import inspect
@@ -46,12 +47,13 @@ def commands() -> None:
 
     \b
     unshard inspect RUN                     what is this?
+    unshard check RUN                       is everything there?
     unshard convert RUN OUT --base BASE     a complete, verified model folder
     unshard run OUT --prompt "Hello"        ask it something
     """  # noqa: D301 - click reads the backspace
 
 
-for _command in (inspect, convert, verify, run, demo):
+for _command in (inspect, check, convert, verify, run, demo):
     commands.add_command(_command)
 
 

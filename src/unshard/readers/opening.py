@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unshard.checkpoint import Checkpoint
+from unshard.checkpoint import Checkpoint, Step
 from unshard.errors import (
     IncompleteCheckpointError,
     InputError,
@@ -50,6 +50,52 @@ def open_checkpoint(
     told = (*passed_over, *_others_told(taken, run), *_unread_told(taken, run))
     checkpoint = with_surroundings(checkpoint, run.tree)
     return replace(checkpoint, steps=tuple(f.step for f in run.steps), findings=(*told, *checkpoint.findings))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStep:
+    """One step of a run, opened, or why it cannot be.
+
+    Attributes:
+        step: Where it lies, its number and size.
+        place: Its path in the run.
+        title: What it seems to be by its names.
+        numbers: Its epoch and step.
+        is_chosen: Whether it is the one that is meant, by its name.
+        checkpoint: What lies there, or None.
+        error: Why it cannot be opened, or None.
+    """
+
+    step: Step
+    place: str
+    title: str
+    numbers: tuple[int, ...]
+    is_chosen: bool
+    checkpoint: Checkpoint | None
+    error: InputError | None
+
+
+def open_steps(paths: Sequence[Path], *, step: int | None, select: str | None) -> tuple[OpenedStep, ...]:
+    """Return every step of the model that is meant, oldest first, whether it can be opened or not.
+
+    Raises:
+        InputError: Nothing that lies there is a checkpoint, or nothing says which model is meant.
+        OptionError: `step` names nothing.
+    """
+    run = find_run(paths, step=step)
+    return tuple(_tried(found, run, select) for found in run.steps)
+
+
+def _tried(found: Found, run: Run, select: str | None) -> OpenedStep:
+    checkpoint, error = None, None
+    try:
+        checkpoint = with_surroundings(open_step(found, select=select), run.tree)
+    except InputError as refusal:
+        error = refusal
+    is_chosen = found is run.chosen
+    return OpenedStep(
+        found.step, found.place, found.candidate.title, found.numbers, is_chosen, checkpoint, error
+    )
 
 
 def open_step(found: Found, *, select: str | None) -> Checkpoint:
