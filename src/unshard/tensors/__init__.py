@@ -1,12 +1,14 @@
 """Tensors that are described but not read: shapes, dtypes, and where the bytes are.
 
-`boxes` is pure geometry, `sources` says how bytes lie in one place, `described` puts places together
-to a tensor, `casting` computes another dtype. Nothing in this room knows a layout.
+`boxes` is pure geometry, `sources` says how bytes lie in one place, `late` finds that place when it is
+read, `described` puts places together to a tensor, `casting` computes another dtype. Nothing in this
+room knows a layout.
 """
 
 from unshard.tensors.boxes import Box
 from unshard.tensors.casting import CastTally, CastTensor, cast_block
 from unshard.tensors.described import DescribedTensor, Piece, Tensor, byte_count, element_count, whole_tensor
+from unshard.tensors.late import LateSource, Locator
 from unshard.tensors.sources import FileSource, Place, RangeSource, Run, Source
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "CastTensor",
     "DescribedTensor",
     "FileSource",
+    "LateSource",
+    "Locator",
     "Piece",
     "Place",
     "RangeSource",
