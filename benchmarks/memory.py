@@ -24,7 +24,8 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import ml_dtypes, numpy
-from unshard.conversion import Settings, carry_out, plan_conversion
+from unshard.conversion import Settings, carry_out
+from unshard.preparation import plan_conversion
 from unshard.progress import Silence
 
 checkpoint, base, out, to, dtype, mebibytes = sys.argv[1:]
@@ -33,7 +34,7 @@ ready = plan_conversion(checkpoint, out, base=base or None, to=to, dtype=dtype)
 with open("/proc/self/status") as lines:
     held = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + (int(mebibytes) << 20),) * 2)
-settings = Settings(overwrite=False, verify=True, digests=True, prove=False, durable=False, workers=2)
+settings = Settings(overwrite=False, verify=True, digests=True, prove=False, durable=False, compare_replicas=False, workers=2)
 carry_out(ready, settings, progress=Silence())
 """
 

@@ -20,14 +20,15 @@ LAYERS = (
     {"writers", "manifest"},
     {"engines", "checks", "inference"},
     {"proof"},
-    {"inspection", "diagnosis", "conversion", "verification"},
+    {"inspection", "diagnosis", "preparation", "verification"},
+    {"conversion"},
     {"demo", "cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms that are strangers to one another though they stand on one level.
 STRANGERS = (
     {"readers", "recipes"},
-    {"inspection", "diagnosis", "conversion", "verification"},
+    {"inspection", "diagnosis", "preparation", "verification"},
     {"engines", "inference"},
 )
 TORCH_ROOMS = {"inference", "demo"}

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainers.catalogue import RUNS, TrainedCheckpoint
-from unshard.conversion import DTypePolicy, convert
+from unshard.conversion import convert
+from unshard.preparation import DTypePolicy
 
 pytestmark = pytest.mark.parametrize(
     "trained_checkpoint", [run.name for run in RUNS if run.based], indirect=True

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unshard.checkpoint import Checkpoint
-    from unshard.conversion import Conversion, convert, plan_conversion
+    from unshard.conversion import Conversion, convert
     from unshard.diagnosis import Diagnosis, check
     from unshard.errors import UnshardError
     from unshard.findings import Finding, Severity
     from unshard.inference import load
     from unshard.inspection import Inspection, inspect
+    from unshard.preparation import plan_conversion
     from unshard.readers.places import Places
     from unshard.tensors import DescribedTensor
     from unshard.verification import Verification, verify
@@ -63,7 +64,7 @@ _ROOMS = {
     "convert": "conversion",
     "inspect": "inspection",
     "load": "inference",
-    "plan_conversion": "conversion",
+    "plan_conversion": "preparation",
     "verify": "verification",
 }
 

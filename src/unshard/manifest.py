@@ -37,6 +37,7 @@ from unshard.findings import Finding
 from unshard.jsonable import to_json
 from unshard.match import Model
 from unshard.plan import Plan, SideFile
+from unshard.writers.torch_file import is_torch_file_name
 
 MANIFEST_NAME = "unshard.manifest.json"
 _VERSION = 1
@@ -118,7 +119,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def manifest_name(target: Path) -> str:
     """Return the name of the manifest of an output: inside a folder, or beside a single file."""
-    return f"{target.name}.{MANIFEST_NAME}" if target.suffix in (".pt", ".pth", ".bin") else MANIFEST_NAME
+    return f"{target.name}.{MANIFEST_NAME}" if is_torch_file_name(target) else MANIFEST_NAME
 
 
 def describe_conversion(

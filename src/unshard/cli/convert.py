@@ -32,8 +32,9 @@ from unshard.cli.progress_bar import progress_bar
 from unshard.sizes import format_size
 
 if TYPE_CHECKING:
-    from unshard.conversion import Conversion, DTypePolicy, Format, Preparation
+    from unshard.conversion import Conversion
     from unshard.match import Decision
+    from unshard.preparation import DTypePolicy, Format, Preparation
 
 
 @click.command(short_help="Write a complete, verified model.")
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
 @click.option("--prove", is_flag=True, help="Also load the result in transformers and run it (extra `hf`).")
 @click.option("--no-verify", is_flag=True, help="Do not read the result back and compare it with the source.")
 @click.option("--no-digest", is_flag=True, help="Leave the SHA-256 of every tensor out of the manifest.")
+@click.option(
+    "--compare-replicas",
+    is_flag=True,
+    help="Compare parts of tensors that the checkpoint holds several times (HSDP) bit for bit.",
+)
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the disk has it all.")
 @offline_option
 @workers_option
@@ -77,6 +83,7 @@ def convert(
     prove: bool,
     no_verify: bool,
     no_digest: bool,
+    compare_replicas: bool,
     no_fsync: bool,
     offline: bool,
     workers: int | None,
@@ -90,7 +97,8 @@ def convert(
     OUT holds the tensors, the base's configuration (edited only where the tensors prove it wrong),
     tokenizer, generation settings and chat template, and a manifest. It appears whole or not at all.
     """
-    from unshard.conversion import Settings, carry_out, plan_conversion
+    from unshard.conversion import Settings, carry_out
+    from unshard.preparation import plan_conversion
 
     ready = plan_conversion(
         paths,
@@ -106,7 +114,9 @@ def convert(
     if dry_run:
         _print_plan(ready, quiet=quiet, as_json=as_json)
         return
-    settings = Settings(overwrite, not no_verify, not no_digest, prove, not no_fsync, workers)
+    settings = Settings(
+        overwrite, not no_verify, not no_digest, prove, not no_fsync, compare_replicas, workers
+    )
     with progress_bar(shown=not (quiet or as_json)) as progress:
         done = carry_out(ready, settings, progress=progress)
     if as_json:

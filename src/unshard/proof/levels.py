@@ -1,4 +1,4 @@
-"""What proof comes to: a verdict and its evidence for each of three levels."""
+"""What proof comes to: a verdict and its evidence for each of its levels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Level:
     """What one level of proof found.
 
     Attributes:
-        name: `bytes`, `structure` or `forward`.
+        name: `replicas`, `bytes`, `structure` or `forward`.
         verdict: `sound`, `differs`, or `not checked`.
         evidence: What was compared with what, in numbers.
         findings: What differs, and what a person should know.
     """
 
-    name: Literal["bytes", "structure", "forward"]
+    name: Literal["replicas", "bytes", "structure", "forward"]
     verdict: Verdict
     evidence: tuple[str, ...]
     findings: tuple[Finding, ...] = ()

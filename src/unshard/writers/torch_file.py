@@ -17,11 +17,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from unshard.plan import OutputFile, Placement
 from unshard.tensors import Tensor, byte_count
 from unshard.writers.state_dict_pickle import pickle_state_dict
 from unshard.writers.stored_zip import Member, directory, place_members
+
+
+def is_torch_file_name(path: Path) -> bool:
+    """Return whether an output of that name is one file in torch's format, and not a folder."""
+    return path.suffix in (".pt", ".pth", ".bin")
 
 
 def plan_torch_file(tensors: Mapping[str, Tensor], *, name: str) -> OutputFile:
