@@ -9,7 +9,7 @@ in mind as a plain value. Nothing here looks at a byte of a tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unshard.checkpoint import Extra, ExtraKind
@@ -64,6 +64,11 @@ def survey(saved: TorchFile) -> Contents:
         pending += reversed(notes.visit(path, node))
     notes.set_values_apart()
     return Contents(notes.groups, tuple(notes.extras), tuple(notes.modules), tuple(notes.unnamed))
+
+
+def kind_of_key(key: str) -> ExtraKind | None:
+    """Return which training state a key of a checkpoint names, or None where it names none."""
+    return None if "." in key else next((k for pattern, k in _CONTAINERS if pattern.fullmatch(key)), None)
 
 
 def entries_of(value: object) -> Entries | None:
@@ -124,7 +129,7 @@ class _Survey:
                 tensors[name] = value
         if any(is_tensor(value) for _, value in entries.others):
             self._note_unnamed(path, entries, tensors)
-        if tensors and _are_moments(tensors):
+        if tensors and are_moments(tensors):
             self._note(path, entries, "optimizer")
         elif tensors:
             self.groups[path] = tensors
@@ -157,7 +162,7 @@ class _Survey:
         elif is_tensor(node):
             self.unnamed.append(dotted(path) or "the top level")
         elif path and len(self.extras) < _MOST_VALUES:
-            self._note(path, node, _value_kind(path[-1]), shown(node))
+            self._note(path, node, value_kind(path[-1]), shown(node))
 
     def _note(self, path: Container, node: object, kind: ExtraKind, value: str | None = None) -> None:
         size = self._bytes_below(node)
@@ -190,7 +195,7 @@ class _Survey:
             return
         for path in numbers:
             for name, tensor in self.groups.pop(path).items():
-                self._note((*path, name), tensor, _value_kind(name), "a number")
+                self._note((*path, name), tensor, value_kind(name), "a number")
 
     def _are_numbers(self, tensors: Mapping[str, Record]) -> bool:
         return len(tensors) <= 16 and all(self._is_number(name, t) for name, t in tensors.items())
@@ -204,17 +209,16 @@ def _training_kind(path: Container, entries: Entries | None) -> ExtraKind | None
     """Return which training state a value is by its name, or by what it holds; None where it is none."""
     if entries is not None and {"state", "param_groups"} <= entries.keys():
         return "optimizer"
-    if not path or "." in path[-1]:
-        return None
-    return next((kind for pattern, kind in _CONTAINERS if pattern.fullmatch(path[-1])), None)
+    return kind_of_key(path[-1]) if path else None
 
 
-def _value_kind(name: str) -> ExtraKind:
+def value_kind(name: str) -> ExtraKind:
+    """Return whether a plain value of that name counts steps or epochs, or is any other."""
     return "step" if _COUNTER.fullmatch(name) else "value"
 
 
-def _are_moments(tensors: Mapping[str, Record]) -> bool:
-    """Return whether tensors are what an optimizer keeps for its parameters."""
+def are_moments(tensors: Collection[str]) -> bool:
+    """Return whether tensors of these names are what an optimizer keeps for its parameters."""
     names = [name.rpartition(".")[2] for name in tensors]
     return all(map(_MOMENTS.fullmatch, names)) and any(name != "step" for name in names)
 
