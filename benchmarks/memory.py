@@ -34,7 +34,9 @@ ready = plan_conversion(checkpoint, out, base=base or None, to=to, dtype=dtype)
 with open("/proc/self/status") as lines:
     held = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + (int(mebibytes) << 20),) * 2)
-settings = Settings(overwrite=False, verify=True, digests=True, prove=False, durable=False, compare_replicas=False, workers=2)
+settings = Settings(
+    overwrite=False, verify=True, digests=True, prove=False, durable=False, compare_replicas=False, workers=2
+)
 carry_out(ready, settings, progress=Silence())
 """
 

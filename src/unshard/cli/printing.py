@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unshard.errors import UnshardError
+from unshard.errors import IncompleteCheckpointError, UnshardError
 from unshard.findings import Finding, Severity
 from unshard.jsonable import to_json
 
@@ -151,9 +151,21 @@ def echo_error(error: UnshardError, *, as_json: bool) -> None:
     if as_json:
         echo_json({"error": {"type": type(error).__name__, **vars(error)}})
     click.echo(f"{click.style('error:', fg='red', bold=True, reset=True)} {plain(error.message)}", err=True)
+    for gap in _gaps(error):
+        click.echo(f"  {gap}", err=True)
     if error.hint:
         click.echo(f"\n{click.style('hint:', fg='cyan', bold=True)} {plain(error.hint)}", err=True)
     sys.stderr.flush()
+
+
+def _gaps(error: UnshardError) -> list[str]:
+    """Return a line for each of the first few things that are missing, where there are several."""
+    gaps = error.gaps if isinstance(error, IncompleteCheckpointError) else ()
+    if len(gaps) < 2:
+        return []
+    lines = [plain(f"{gap.code} {gap.subject}: {gap.saw}") for gap in gaps[:_SHOWN_ALIKE]]
+    more = len(gaps) - _SHOWN_ALIKE
+    return [*lines, f"and {more:,} more; unshard check has all"] if more > 0 else lines
 
 
 def _lines(value: object) -> list[str]:

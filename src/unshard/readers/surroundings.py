@@ -1,11 +1,12 @@
 """What lies around a checkpoint: training parameters, training state, hints to the base, small files.
 
-All of it is told by names; only `train_params.yaml` and `adapter_config.json` are read. A base that
+All of it is told by names; only training parameters and `adapter_config.json` are read. A base that
 lies in the folder of the checkpoint, or above it, needs no hint.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from unshard.errors import InputError
 from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder, Tree
 from unshard.readers.training_files import describe_training_files
-from unshard.readers.training_parameters import NAME, read_training_parameters
+from unshard.readers.training_parameters import base_names, find_training_parameters
 from unshard.sizes import format_size
 from unshard.storage.files import InputFile
 
@@ -34,25 +35,17 @@ def with_surroundings(checkpoint: Checkpoint, tree: Tree) -> Checkpoint:
     """Return the checkpoint with what lies around it in the run."""
     place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     folder = tree.look_into(place)
-    training, findings = _training(place, tree)
+    training, findings = find_training_parameters(tree.upwards(place))
     beside = tuple(describe_training_files(folder))
     return replace(
         checkpoint,
         root=tree.roots[0],
         training=training,
         extras=(*checkpoint.extras, *beside),
-        base_hints=(*checkpoint.base_hints, *_base_hints(folder, training)),
+        base_hints=(*checkpoint.base_hints, *_base_hints(folder, tree, training)),
         side_files=_side_files(folder, tree),
         findings=(*checkpoint.findings, *findings, *_left_out(beside)),
     )
-
-
-def _training(place: Path, tree: Tree) -> tuple[TrainingParameters | None, tuple[Finding, ...]]:
-    """Return the training parameters nearest to a folder, in it or above it within the run."""
-    for folder in tree.upwards(place):
-        if NAME in folder.files:
-            return read_training_parameters(folder.at(NAME))
-    return None, ()
 
 
 def _left_out(beside: tuple[Extra, ...]) -> Iterator[Finding]:
@@ -61,29 +54,30 @@ def _left_out(beside: tuple[Extra, ...]) -> Iterator[Finding]:
             yield finding("U102", subject=extra.name, saw=f"{format_size(extra.size)} of {extra.kind} state")
 
 
-def _base_hints(folder: Folder, training: TrainingParameters | None) -> Iterator[BaseHint]:
-    for name in _MODEL_FOLDERS:
-        if name in folder.folders and (folder.path / name / "config.json").is_file():
-            yield BaseHint(str(folder.path / name), f"config.json in `{name}/` beside the tensors")
-    named: set[str] = set()
-    for key in ("model_name", "tokenizer_name"):  # which are one in most runs
-        value = training.get(key) if training else None
-        if value is not None and value not in named:
-            named.add(value)
-            yield BaseHint(value, f"{key} in {NAME}")
+def _base_hints(folder: Folder, tree: Tree, training: TrainingParameters | None) -> Iterator[BaseHint]:
+    for place in _model_folders(folder, tree):
+        if "config.json" in place.files:
+            yield BaseHint(str(place.path), f"config.json in `{place.path.name}/` beside the tensors")
+    yield from base_names(training)
     if "adapter_config.json" in folder.files:
-        base = _read_json(folder.path / "adapter_config.json").get("base_model_name_or_path")
+        base = _read_json(folder.at("adapter_config.json")).get("base_model_name_or_path")
         if isinstance(base, str) and base:
             yield BaseHint(base, "base_model_name_or_path in adapter_config.json")
 
 
+def _model_folders(folder: Folder, tree: Tree) -> Iterator[Folder]:
+    """Yield the folders made for configuration and tokenizer in the checkpoint's folder, or beside it."""
+    for place in itertools.islice(tree.upwards(folder.path), 2):
+        for name in _MODEL_FOLDERS:
+            if name in place.folders:
+                yield tree.look_into(place.path / name)
+
+
 def _side_files(folder: Folder, tree: Tree) -> dict[str, Path]:
     """Return the small files of a model beside the tensors, or in a folder made for them."""
-    found = {name: folder.at(name) for name in folder.files if _SIDE_FILE.fullmatch(name)}
-    for inner in _MODEL_FOLDERS:
-        if inner in folder.folders:
-            place = tree.look_into(folder.path / inner)
-            found = {n: place.at(n) for n in place.files if _SIDE_FILE.fullmatch(n)} | found
+    found: dict[str, Path] = {}
+    for place in (folder, *_model_folders(folder, tree)):
+        found = {name: place.at(name) for name in place.files if _SIDE_FILE.fullmatch(name)} | found
     return found
 
 

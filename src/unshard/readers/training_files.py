@@ -10,13 +10,18 @@ from unshard.readers.folders import Folder, size_of
 
 # llama-recipes: optimizer-<model>-<epoch>.pt; accelerate: optimizer.bin, optimizer_0/, scheduler.bin,
 # random_states_0.pkl, scaler.pt; the Trainer: optimizer.pt, scheduler.pt, rng_state_0.pth,
-# training_args.bin, trainer_state.json; Lightning's callbacks and others follow suit.
+# training_args.bin, trainer_state.json; Lightning: meta.pt; others follow suit.
 _KINDS: tuple[tuple[re.Pattern[str], ExtraKind], ...] = (
     (re.compile(r"(optim|optimizer|opt_state)([-_.].*)?|.*[-_]optim(izer)?(_states?)?\.\w+"), "optimizer"),
     (re.compile(r"(lr_)?scheduler([-_.].*)?"), "scheduler"),
     (re.compile(r"(rng_state|random_states)([-_.].*)?"), "rng"),
     (re.compile(r"trainer_state\.json"), "step"),
-    (re.compile(r"training_args\.bin|scaler([-_.].*)?|(dl_state_dict|sampler|dataloader)([-_.].*)?"), "file"),
+    (
+        re.compile(
+            r"training_args\.bin|meta\.pt|scaler([-_.].*)?|(dl_state_dict|sampler|dataloader)([-_.].*)?"
+        ),
+        "file",
+    ),
 )
 
 
