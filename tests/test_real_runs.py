@@ -12,7 +12,7 @@ from unshard.conversion import convert
 from unshard.preparation import DTypePolicy
 
 pytestmark = pytest.mark.parametrize(
-    "trained_checkpoint", [run.name for run in RUNS if run.based], indirect=True
+    "trained_checkpoint", [run.name for run in RUNS if run.based and run.layout == "full"], indirect=True
 )
 
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from trainers.catalogue import Run, truth_file
-from trainers.tiny_llama import clean_state, tiny_llama, tiny_tokenizer, write_model_files, write_truth
-
-
-def _trained(run: Run, folder: Path) -> Any:
-    model = tiny_llama(0, tied=run.tied, dtype=getattr(torch, run.dtype))
-    write_truth(model, truth_file(folder, 0))
-    return model
+from trainers.models import model_of
+from trainers.run import Run
+from trainers.tiny_llama import clean_state, tiny_tokenizer, write_model_files
 
 
 def leave_one_file(run: Run, folder: Path, base: Path) -> None:
     """Leave a folder with one safetensors file."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
@@ -29,7 +23,7 @@ def leave_one_file(run: Run, folder: Path, base: Path) -> None:
 
 def leave_many_files(run: Run, folder: Path, base: Path) -> None:
     """Leave a folder with several safetensors files and their index."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         model.save_pretrained(folder, max_shard_size="100KB")
         tiny_tokenizer().save_pretrained(folder)
@@ -37,7 +31,7 @@ def leave_many_files(run: Run, folder: Path, base: Path) -> None:
 
 def leave_torch_files(run: Run, folder: Path, base: Path) -> None:
     """Leave a folder as transformers wrote it before safetensors."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         state = clean_state(model)
         names = list(state)

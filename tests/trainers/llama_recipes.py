@@ -17,8 +17,9 @@ from llama_cookbook.policies.mixed_precision import bfSixteen
 from llama_cookbook.policies.wrapping import get_llama_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
-from trainers.catalogue import Run, truth_file
-from trainers.tiny_llama import tiny_llama, train_one_step, write_truth
+from trainers.models import model_of
+from trainers.run import Run
+from trainers.tiny_llama import train_one_step
 
 # Its policy offloads to the CPU, which frees the storage it copies from: on a CPU, the model's own.
 checkpoint_handler.fullstate_save_policy.offload_to_cpu = False
@@ -52,10 +53,8 @@ def _configs(run: Run, base: Path) -> tuple[Any, Any]:
 def _leave(run: Run, folder: Path, base: Path, *, optimizer: bool, parameters: bool) -> None:
     train_config, fsdp_config = _configs(run, base)
     train_config.save_optimizer = optimizer
-    dtype = getattr(torch, run.dtype)
     for epoch in range(run.epochs):
-        model = tiny_llama(epoch, tied=run.tied, dtype=dtype)
-        write_truth(model, truth_file(folder, epoch))
+        model = model_of(run, folder, epoch)
         sharded = FullyShardedDataParallel(
             model,
             auto_wrap_policy=get_llama_wrapper(),
@@ -94,7 +93,6 @@ def leave_full_state_dict_without_parameters(run: Run, folder: Path, base: Path)
 
 def leave_model_pt(run: Run, folder: Path, base: Path) -> None:
     """Leave what a run on one device without FSDP saves."""
-    model = tiny_llama(0, tied=run.tied, dtype=getattr(torch, run.dtype))
-    write_truth(model, truth_file(folder, 0))
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         checkpoint_handler.save_model_checkpoint(model, folder)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.catalogue import Run, truth_file
-from trainers.tiny_llama import tiny_llama, train_one_step, write_truth
-
-
-def _trained(run: Run, folder: Path) -> Any:
-    model = tiny_llama(0, tied=run.tied, dtype=getattr(torch, run.dtype))
-    write_truth(model, truth_file(folder, 0))
-    return model
+from trainers.models import model_of
+from trainers.run import Run
+from trainers.tiny_llama import train_one_step
 
 
 def leave_ddp(run: Run, folder: Path, base: Path) -> None:
     """Leave the state dict of a DDP module, asked for through the wrapper."""
-    model = DistributedDataParallel(_trained(run, folder))
+    model = DistributedDataParallel(model_of(run, folder))
     train_one_step(model)
     if dist.get_rank() == 0:
         torch.save(model.state_dict(), folder / run.path)
@@ -29,21 +23,21 @@ def leave_ddp(run: Run, folder: Path, base: Path) -> None:
 
 def leave_state_dict(run: Run, folder: Path, base: Path) -> None:
     """Leave a state dict whose tied pair is one storage."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         torch.save(model.state_dict(), folder / run.path)
 
 
 def leave_legacy(run: Run, folder: Path, base: Path) -> None:
     """Leave a state dict in the format that torch wrote before its zip files."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     if dist.get_rank() == 0:
         torch.save(model.state_dict(), folder / run.path, _use_new_zipfile_serialization=False)
 
 
 def leave_container_model(run: Run, folder: Path, base: Path) -> None:
     """Leave a model and what is needed to resume in one file."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     optimizer = train_one_step(model)
     held = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 3}
     if dist.get_rank() == 0:
@@ -52,7 +46,7 @@ def leave_container_model(run: Run, folder: Path, base: Path) -> None:
 
 def leave_container_state_dict(run: Run, folder: Path, base: Path) -> None:
     """Leave what a Trainer's .ckpt holds: names below the attribute that held the model."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     optimizer = train_one_step(model)
     held = {
         "epoch": 1,
@@ -69,7 +63,7 @@ def leave_container_state_dict(run: Run, folder: Path, base: Path) -> None:
 
 def leave_container_module(run: Run, folder: Path, base: Path) -> None:
     """Leave a model under the key that DeepSpeed gives it when nothing is partitioned."""
-    model = _trained(run, folder)
+    model = model_of(run, folder)
     held = {"module": model.state_dict(), "epoch": 2, "dtype": torch.float32, "lr_scheduler": None}
     if dist.get_rank() == 0:
         torch.save(held, folder / run.path)

@@ -1,0 +1,24 @@
+"""Runs of FSDP1 whose ranks save their flat parameters as they are: LOCAL_STATE_DICT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+from trainers.models import model_of
+from trainers.run import Run
+from trainers.tiny_llama import train_one_step
+from trainers.wrapping import fsdp1
+
+
+def leave(run: Run, folder: Path, base: Path) -> None:
+    """Leave what `state_dict` gives each rank, in files named as accelerate names them."""
+    sharded = fsdp1(model_of(run, folder), run.wrapping)
+    train_one_step(sharded)
+    (folder / run.path).mkdir(exist_ok=True)
+    with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.LOCAL_STATE_DICT):
+        state = sharded.state_dict()
+    torch.save(state, folder / run.path / f"pytorch_model_fsdp_rank{dist.get_rank()}.bin")
