@@ -41,13 +41,6 @@ def _layout(title: str, marks: str, hint: str | None = None, companions: str = r
 
 _LAYOUTS = (
     _layout(
-        "PyTorch Distributed Checkpoint (DCP)",
-        r"\.metadata|__\d+_\d+\.distcp|__\d+\.metadata",
-        f"Convert it with torch first: python -m torch.distributed.checkpoint.format_utils"
-        f" dcp_to_torch FOLDER model.pt. Or: {_FULL}",
-        r"meta\.pt",
-    ),
-    _layout(
         "one file per rank, as verl writes them",
         r"model_world_size_\d+_rank_\d+\.pt",
         _FULL,
