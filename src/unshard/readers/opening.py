@@ -117,7 +117,7 @@ def _newest_whole(run: Run, select: str | None) -> tuple[Found, Checkpoint, list
         if whole is None:
             raise
         found, checkpoint = whole
-        if run.of_folder and run.step is None:
+        if run.step is None and found in run.steps:
             return found, checkpoint, [_passed_over(run.chosen, error)]
         error.hint = (
             f"{error.hint or ''} Step {found.numbers[-1]} is whole: {as_argument(found.candidate.path)}"
