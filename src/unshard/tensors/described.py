@@ -81,7 +81,7 @@ class DescribedTensor:
 
     shape: tuple[int, ...]
     dtype: DType
-    pieces: tuple[Piece, ...]
+    pieces: Sequence[Piece]
 
     @property
     def origin(self) -> str:
