@@ -122,45 +122,48 @@ class Shaped:
     findings: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class KnownShape:
-    """What is known of a parameter from the base.
+class KnownShapes(Protocol):
+    """What the base knows of shapes; a checkpoint may lack these, or the names of its tensors, too."""
 
-    Attributes:
-        name: Its name in the base.
-        shape: Its shape.
-    """
+    @property
+    def said_by(self) -> str:
+        """Who says so, in words fit for a message."""
 
-    name: str
-    shape: tuple[int, ...]
+    def named(self, extents: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of tensors by their names in the checkpoint, without those it does not know.
+
+        Args:
+            extents: The names, and the smallest shapes that hold what is there.
+        """
+
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Return every parameter of the model once, by its name in the base, in any order."""
+
+    def registered(self) -> Mapping[str, tuple[int, ...]] | None:
+        """Return the parameters in the order in which the model registers them, or None if unknown."""
 
 
 class Unshaped(Protocol):
-    """Tensors of which the checkpoint holds all elements and not the shapes; the base has these."""
+    """Tensors of which the checkpoint holds the elements and not the shapes; the base has these."""
 
-    @property
-    def sizes(self) -> Mapping[str, int | None]:
-        """Elements by name in the checkpoint; None where not even their number is known."""
-
-    def shaped(self, known: Sequence[KnownShape], *, said_by: str, in_order: bool) -> Shaped:
+    def shaped(self, known: KnownShapes) -> Shaped:
         """Return the tensors in the shapes of the base.
-
-        Args:
-            known: Every parameter of the base.
-            said_by: Who says so, in words fit for a message.
-            in_order: Whether they are in the order in which the model registers them.
 
         Raises:
             IncompleteCheckpointError: Elements of them are missing.
             BaseModelError: The shapes do not fit what is there.
         """
 
-    def as_found(self) -> Shaped:
-        """Return the tensors in the shapes that what is there suggests.
+    def inferred(self) -> Shaped:
+        """Return the tensors in the shapes that what is there suggests, which may be less than there was.
 
         Raises:
             BaseModelError: Nothing suggests any.
+            IncompleteCheckpointError: Elements of them are missing even so.
         """
+
+    def as_found(self) -> Mapping[str, DescribedTensor]:
+        """Return what lies there by its names there, in the shapes in which it does; for people."""
 
 
 @dataclass(frozen=True, slots=True)

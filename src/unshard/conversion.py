@@ -79,6 +79,7 @@ def convert(
     max_shard_size: str = "5GB",
     step: int | None = None,
     select: str | None = None,
+    accept_inferred_shapes: bool = False,
     overwrite: bool = False,
     verify: bool = True,
     digests: bool = True,
@@ -102,6 +103,8 @@ def convert(
         max_shard_size: The largest file of tensors, as `5GB` or `512MiB`.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
+        accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
+            neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         overwrite: Replace `out` if it exists; the old one is deleted after the new one is whole.
         verify: Read everything back from disk and compare it with the source bit for bit, and the
             source with the checksums its writer left.
@@ -129,6 +132,7 @@ def convert(
         max_shard_size=max_shard_size,
         step=step,
         select=select,
+        accept_inferred_shapes=accept_inferred_shapes,
         download=download,
     )
     settings = Settings(overwrite, verify, digests, prove, durable, compare_replicas, workers)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unshard.base import find_base
+from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint, Step
 from unshard.checks.completeness import check_completeness, completeness_evidence
 from unshard.checks.inference_files import check_inference_files
 from unshard.errors import IncompleteCheckpointError
 from unshard.findings import Finding, Severity
+from unshard.match import with_shapes_to_show
 from unshard.readers import Places, as_paths
 from unshard.readers.opening import OpenedStep, open_steps
 
@@ -128,4 +129,14 @@ def _about_base(
     found, findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
     names = {"config.json", *found.side_files} if found else set(checkpoint.side_files)
     missing = check_inference_files(names, has_base=found is not None)
-    return (*findings, *missing), found.reference if found else None
+    shapes = _about_shapes(checkpoint, found)
+    return (*findings, *shapes, *missing), found.reference if found else None
+
+
+def _about_shapes(checkpoint: Checkpoint, base: Base | None) -> tuple[Finding, ...]:
+    """Return what tensors lack of the shapes that only the base tells, or that nothing tells them."""
+    try:
+        shaped = with_shapes_to_show(checkpoint, base)
+    except IncompleteCheckpointError as error:
+        return check_completeness(error)
+    return shaped.findings[len(checkpoint.findings) :]

@@ -10,6 +10,7 @@ from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint, Extra, Layout, Step, TrainingParameters
 from unshard.checks.inference_files import missing_files
 from unshard.findings import Finding
+from unshard.match import with_shapes_to_show
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.plan import OutputFile
 from unshard.readers import Places, as_paths, open_checkpoint
@@ -165,6 +166,7 @@ def inspect(
     checkpoint = open_checkpoint(as_paths(path), step=step, select=select)
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
+    checkpoint = with_shapes_to_show(checkpoint, found)
     names = {"config.json", *found.side_files} if found else set(checkpoint.side_files)
     files = _predict_files(checkpoint, found)
     parameters = checkpoint.training

@@ -17,7 +17,7 @@ from unshard.checkpoint import Checkpoint
 from unshard.checks.inference_files import check_inference_files
 from unshard.errors import OptionError
 from unshard.jsonable import to_json
-from unshard.match import Model, answer_questions, match_model, questions_for
+from unshard.match import Model, answer_questions, match_model, questions_for, with_shapes
 from unshard.match.dtype_policy import require_policy
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.readers import Places, as_paths, open_checkpoint
@@ -85,6 +85,7 @@ def plan_conversion(
     max_shard_size: str = "5GB",
     step: int | None = None,
     select: str | None = None,
+    accept_inferred_shapes: bool = False,
     download: bool = True,
 ) -> Preparation:
     """Return everything a conversion would do, without writing anything.
@@ -100,6 +101,8 @@ def plan_conversion(
         max_shard_size: The largest file of tensors, as `5GB` or `512MiB`.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
+        accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
+            neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         download: Whether a base that is not on this machine may be fetched from the hub.
 
     Memory:
@@ -107,7 +110,8 @@ def plan_conversion(
 
     Raises:
         InputError: The checkpoint cannot be read.
-        BaseModelError: The base cannot be read, or is of another model.
+        BaseModelError: The base cannot be read, is of another model, or does not tell shapes that only it
+            can tell.
         MatchError: Tensors are missing, unexpected, or of other shapes.
         OutputInsideSourceError: The output lies inside what is read, or around it.
         OptionError: An option means nothing.
@@ -122,6 +126,7 @@ def plan_conversion(
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
     require_outside(target, [*paths, checkpoint.path, *([found.path] if found else [])])
+    checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
     answers = answer_questions(questions_for(checkpoint, found))
     model = match_model(checkpoint, found, dtype=dtype, answers=answers)
     files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
@@ -130,7 +135,14 @@ def plan_conversion(
         side_files += plan_model_files(checkpoint, found, model)
         findings += check_inference_files({file.name for file in side_files}, has_base=found is not None)
     plan = Plan(target, files, side_files, model.decisions, tuple(findings), _BUDGET_BYTES)
-    options = {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "step": step, "select": select}
+    options = {
+        "to": to,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "step": step,
+        "select": select,
+        "accept_inferred_shapes": accept_inferred_shapes,
+    }
     return Preparation(checkpoint, found, model, plan, options)
 
 

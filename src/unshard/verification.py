@@ -14,7 +14,7 @@ from unshard.engines.workers import default_workers
 from unshard.errors import BaseModelError, MatchError, MissingExtraError, OptionError
 from unshard.findings import Finding, finding
 from unshard.manifest import Manifest, manifest_name, read_manifest
-from unshard.match import answer_questions, match_model, questions_for
+from unshard.match import answer_questions, match_model, questions_for, with_shapes
 from unshard.progress import Progress, Silence
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
@@ -80,6 +80,7 @@ def verify(
     written = open_checkpoint(target, step=None, select=None)
     manifest = read_manifest(_manifest_path(written))
     named = None if base is None else find_base(written, reference=str(base), download=False)[0]
+    written = with_shapes(written, named, accept_inferred=False)
     levels = (
         _verify_bytes(written, manifest, against, workers=crew, progress=progress),
         _verify_structure(written, manifest, named),
@@ -159,6 +160,7 @@ def _source_tensors(
         expected={name: ExpectedTensor(t.shape, t.dtype) for name, t in written.tensors.items()},
         expected_from="the headers of the model that is verified",
     )
+    source = with_shapes(source, model, accept_inferred=False)
     answers = answer_questions(questions_for(source, model))
     return source, match_model(source, model, dtype="base", answers=answers).tensors
 

@@ -37,6 +37,8 @@ class Base:
         expected: What the model needs, by name, or None where neither the base's weights nor the
             model class could tell.
         expected_from: Where `expected` comes from, in words fit for a message.
+        expected_in_order: Whether the names in `expected` are in the order in which the model registers
+            them; headers of files have an order of their own.
         ties: Names that repeat another tensor of the model class, and that tensor; empty where the
             model class was not asked.
         side_files: Every file that belongs to a model folder besides the weights and config.json,
@@ -52,6 +54,7 @@ class Base:
     config: Mapping[str, object]
     expected: Mapping[str, ExpectedTensor] | None
     expected_from: str | None
+    expected_in_order: bool = False
     ties: Mapping[str, str] = field(default_factory=dict)
     side_files: Mapping[str, Path] = field(default_factory=dict)
     found_implicitly: bool = False

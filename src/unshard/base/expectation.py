@@ -24,11 +24,13 @@ class Expectation:
         tensors: What it needs, by name.
         origin: Where that comes from, in words.
         ties: Names that repeat another tensor, and that tensor.
+        in_order: Whether the tensors are in the order in which the model registers them.
     """
 
     tensors: Mapping[str, ExpectedTensor]
     origin: str
     ties: Mapping[str, str]
+    in_order: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -108,7 +110,7 @@ def _names_by_file(folder: Path, index_name: str, single: str, pattern: str) -> 
 
 def _weight_files(paths: Iterable[Path]) -> list[str]:
     """Return the names of those files that hold the weights of a model in Hugging Face's format."""
-    return sorted(p.name for p in paths if p.name.startswith(("model", "pytorch_model", "shard-")))
+    return sorted(p.name for p in paths if p.name.startswith(("model", "pytorch_model")))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -118,7 +118,7 @@ def _describe(model: PreTrainedModel, origin: str) -> Expectation:
         _published_name(model, alias, state[alias]): _published_name(model, kept, state[alias])
         for alias, kept in tied.items()
     }
-    return Expectation(tensors, origin, ties)
+    return Expectation(tensors, origin, ties, in_order=list(published) == [n for n in state if n not in tied])
 
 
 def _published_name(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> str:

@@ -219,4 +219,10 @@ def _with_expectation(base: Base, checkpoint: Checkpoint, *, model_class: bool) 
         chosen = expected_from_class(base.config) or from_weights
     if chosen is None:
         return base
-    return replace(base, expected=chosen.tensors, expected_from=chosen.origin, ties=chosen.ties)
+    return replace(
+        base,
+        expected=chosen.tensors,
+        expected_from=chosen.origin,
+        expected_in_order=chosen.in_order,
+        ties=chosen.ties,
+    )

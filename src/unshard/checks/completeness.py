@@ -27,7 +27,7 @@ def completeness_evidence(checkpoint: Checkpoint) -> str:
     pieces = sum(len(tensor.pieces) for tensor in checkpoint.tensors.values())
     if checkpoint.unshaped is not None:
         return (
-            f"{len(checkpoint.files):,} files with parts of {len(checkpoint.unshaped.sizes):,} tensors, "
+            f"{len(checkpoint.files):,} files with parts of {len(checkpoint.unshaped.as_found()):,} tensors, "
             "whose shapes only the base tells"
         )
     return (

@@ -10,6 +10,7 @@ import click
 from unshard.cli.options import (
     base_option,
     dtype_option,
+    inferred_shapes_option,
     json_option,
     offline_option,
     paths_argument,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of tensors."
 )
 @which_checkpoint
+@inferred_shapes_option
 @click.option("--overwrite", is_flag=True, help="Replace OUT; the old one goes after the new one is whole.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--prove", is_flag=True, help="Also load the result in transformers and run it (extra `hf`).")
@@ -78,6 +80,7 @@ def convert(
     max_shard_size: str,
     step: int | None,
     select: str | None,
+    accept_inferred_shapes: bool,
     overwrite: bool,
     dry_run: bool,
     prove: bool,
@@ -109,6 +112,7 @@ def convert(
         max_shard_size=max_shard_size,
         step=step,
         select=select,
+        accept_inferred_shapes=accept_inferred_shapes,
         download=not offline,
     )
     if dry_run:

@@ -29,6 +29,12 @@ dtype_option = click.option(
     show_default=True,
     help="`base`: as the base has it, tensor by tensor. `keep`: as the checkpoint has it.",
 )
+inferred_shapes_option = click.option(
+    "--accept-inferred-shapes",
+    is_flag=True,
+    help="Where neither a file nor the base tells how large tensors are, take the parts that are there "
+    "for all of them.",
+)
 offline_option = click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, and no mere facts.")

@@ -12,6 +12,7 @@ import click
 from unshard.cli.options import (
     base_option,
     dtype_option,
+    inferred_shapes_option,
     json_option,
     offline_option,
     paths_argument,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     "--chat/--no-chat", default=None, help="Use the chat template; by default where the model has one."
 )
 @which_checkpoint
+@inferred_shapes_option
 @offline_option
 @quiet_option
 @json_option
@@ -73,6 +75,7 @@ def run(
     chat: bool | None,
     step: int | None,
     select: str | None,
+    accept_inferred_shapes: bool,
     offline: bool,
     quiet: bool,
     as_json: bool,
@@ -97,6 +100,7 @@ def run(
         device_map=None,
         step=step,
         select=select,
+        accept_inferred_shapes=accept_inferred_shapes,
         download=not offline,
     )
     tokenizer = loaded.tokenizer

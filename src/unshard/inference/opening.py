@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unshard.base import find_base
 from unshard.errors import BaseModelError
 from unshard.inference.loading import LoadedModel, load_model
-from unshard.match import answer_questions, match_model, questions_for
+from unshard.match import answer_questions, match_model, questions_for, with_shapes
 from unshard.readers import open_checkpoint
 from unshard.writers.model_files import plan_model_files
 
@@ -27,6 +27,7 @@ def open_model(
     device_map: DeviceMap | None,
     step: int | None,
     select: str | None,
+    accept_inferred_shapes: bool,
     download: bool,
 ) -> LoadedModel:
     """Return the model at `paths`, loaded and tried, with everything a person should know about it.
@@ -48,6 +49,7 @@ def open_model(
             "cannot be run without its configuration, and no base was found",
             hint="Name the model training started from with --base: a folder, or a name on the hub.",
         )
+    checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
     answers = answer_questions(questions_for(checkpoint, found))
     model = match_model(checkpoint, found, dtype=dtype, answers=answers)
     loaded = load_model(

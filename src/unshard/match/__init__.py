@@ -8,6 +8,7 @@ from unshard.match.matching import match_model
 from unshard.match.model import Decision, Model
 from unshard.match.outline import questions_for
 from unshard.match.questions import Answer, Answers, Question, answer_questions
+from unshard.match.shaping import with_shapes, with_shapes_to_show
 
 __all__ = [
     "Answer",
@@ -18,4 +19,6 @@ __all__ = [
     "answer_questions",
     "match_model",
     "questions_for",
+    "with_shapes",
+    "with_shapes_to_show",
 ]

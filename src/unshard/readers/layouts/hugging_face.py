@@ -37,8 +37,13 @@ from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-# Copies in the other format, and FSDP's own copy of what the Trainer writes, are the same model.
-_COPIES = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5}|_fsdp)?\.(bin|safetensors)(\.index\.json)?")
+# Copies in the other format, FSDP's own copy of what the Trainer writes, and the shards that torch made
+# the model of, are the same model.
+_COPIES = re.compile(
+    r"(pytorch_)?model(-\d{5}-of-\d{5}|_fsdp)?\.(bin|safetensors)(\.index\.json)?"
+    r"|shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"
+)
+_SHARDS = "sharded"
 _MANIFEST = "unshard.manifest.json"
 
 
@@ -90,9 +95,14 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
 
 
 def _format(folder: Folder) -> tuple[str, str] | None:
-    """Return the stem and ending of the weights in a folder: safetensors, where there are both."""
+    """Return the stem and ending of the weights in a folder: safetensors, where there are both.
+
+    An index alone counts, for what it names is then missing; but not beside the shards of a model.
+    """
+    sharded = any(name.startswith("shard-") for name in folder.files)
     for stem, ending in _FORMATS:
-        own = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{ending}|{stem}\.{ending}\.index\.json")
+        index = rf"{stem}\.{ending}\.index\.json"
+        own = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{ending}" + ("" if sharded else f"|{index}"))
         if any(map(own.fullmatch, folder.files)):
             return stem, ending
     return None
@@ -134,6 +144,9 @@ def _copies(folder: Folder, index: WeightIndex) -> Iterator[Extra]:
     for name in filter(_COPIES.fullmatch, folder.files):
         if name not in index.files and not name.endswith(".json"):
             yield Extra(name, "file", size_of(folder.at(name)), "weights that were not read")
+    if _SHARDS in folder.folders:
+        size = size_of(folder.path / _SHARDS)
+        yield Extra(f"{_SHARDS}/", "file", size, "the shards that the weights were made of; not read")
 
 
 def _layout(folder: Folder, index: WeightIndex, *, is_folder: bool) -> Layout:

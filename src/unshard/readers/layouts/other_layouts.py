@@ -57,7 +57,6 @@ _LAYOUTS = (
         r".*mp_rank_\d+(_model|_optim)_states\.pt|.*_optim_states\.pt|layer_\d+-model_\d+-model_states\.pt",
         "Convert it with the script that DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT",
     ),
-    _layout("safetensors sharded by PyTorch DCP", r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", _FULL),
     _layout("Megatron-LM", r"model_optim_rng\.pt|latest_checkpointed_iteration\.txt|common\.pt"),
     _layout("Meta's tensor-parallel files", r"consolidated\.0[1-9]\.pth", None, r"consolidated\.\d\d\.pth"),
     _layout("one file per rank, as PyTorch/XLA writes them", r"rank\d+-of-\d+-.*\.(bin|pth|pt)", _FULL),

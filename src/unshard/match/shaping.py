@@ -1,0 +1,154 @@
+"""Tensors whose shapes only the base tells: between finding the base and matching names.
+
+The names in the checkpoint are led to those of the base as everywhere else, by proof; what the base
+knows under a name is then known of the tensor. Where nothing tells the shapes, what is there may be less
+than what was saved, and only a person can say that it is all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from unshard.base import Base
+from unshard.checkpoint import Checkpoint, Shaped
+from unshard.errors import BaseModelError
+from unshard.findings import Finding, finding
+from unshard.match.names import find_naming
+from unshard.match.needs import Needs, Shape, is_tied, known_pairs, needs_of
+
+OPTION = "--accept-inferred-shapes"
+
+
+def with_shapes(checkpoint: Checkpoint, base: Base | None, *, accept_inferred: bool) -> Checkpoint:
+    """Return the checkpoint with every tensor in its shape; most checkpoints have all of them already.
+
+    Args:
+        checkpoint: What lies on disk.
+        base: The base, or None.
+        accept_inferred: Whether shapes may be taken from what is there, where the base tells none.
+
+    Raises:
+        BaseModelError: The base tells no shapes, and they may not be inferred or cannot be; or it tells
+            others than the tensors can have.
+        IncompleteCheckpointError: Parts of tensors are missing.
+    """
+    unshaped = checkpoint.unshaped
+    if unshaped is None:
+        return checkpoint
+    known = None if base is None else _known(base, unshaped.as_found())
+    if known is not None:
+        try:
+            return _completed(checkpoint, unshaped.shaped(known))
+        except BaseModelError:
+            if not accept_inferred:
+                raise
+    elif not accept_inferred:
+        raise _unknown(checkpoint, base)
+    return _completed(checkpoint, unshaped.inferred(), _unproven(checkpoint))
+
+
+def with_shapes_to_show(checkpoint: Checkpoint, base: Base | None) -> Checkpoint:
+    """Return the checkpoint with its tensors in their shapes, or else as they lie there, which is told.
+
+    Raises:
+        IncompleteCheckpointError: Parts of tensors are missing.
+    """
+    try:
+        return with_shapes(checkpoint, base, accept_inferred=False)
+    except BaseModelError as error:
+        assert checkpoint.unshaped is not None
+        found = Shaped(checkpoint.unshaped.as_found())
+        told = finding("U114", subject=checkpoint.path.name, saw=_sentence(error), remedy=error.hint)
+        return _completed(checkpoint, found, told)
+
+
+def _sentence(error: BaseModelError) -> str:
+    return error.problem + (f": {error.saw}" if error.saw else "")
+
+
+def _completed(checkpoint: Checkpoint, shaped: Shaped, *more: Finding) -> Checkpoint:
+    own = {name: (checkpoint.path.name, name) for name in shaped.tensors}
+    return replace(
+        checkpoint,
+        tensors={**shaped.tensors, **checkpoint.tensors},
+        storages={**own, **checkpoint.storages},
+        replicas=(*checkpoint.replicas, *shaped.replicas),
+        unshaped=None,
+        findings=(*checkpoint.findings, *shaped.findings, *more),
+    )
+
+
+def _unknown(checkpoint: Checkpoint, base: Base | None) -> BaseModelError:
+    if base is None:
+        saw, hint = "no base", "Name the model that training started from with --base"
+    else:
+        saw = f"only the configuration of `{base.reference}`"
+        hint = 'Download its weights, of which only headers are read, or pip install "unshard[hf]"'
+    return BaseModelError(
+        checkpoint.path,
+        "does not tell how large its tensors are, so that nothing proves it complete",
+        saw=saw,
+        expected="a base that tells the shapes",
+        hint=f"{hint}. If you know that no file is missing: {OPTION}",
+    )
+
+
+def _unproven(checkpoint: Checkpoint) -> Finding:
+    return finding(
+        "U114",
+        subject=checkpoint.path.name,
+        saw=f"shapes inferred from the parts that are there, as {OPTION} allows",
+        expected="the shapes of the base",
+        remedy="If the last files are missing, tensors are shorter than they were, and nothing shows it.",
+    )
+
+
+def _known(base: Base, found: Mapping[str, object]) -> BaseShapes | None:
+    """Return what a base knows of shapes, or None where it knows not one."""
+    needs = needs_of(base, found)
+    if needs is None or all(tensor.shape is None for tensor in needs.expected.values()):
+        return None
+    return BaseShapes(base, needs)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShapes:
+    """The shapes that a base knows, as the readers of checkpoints ask for them."""
+
+    base: Base
+    needs: Needs
+
+    @property
+    def said_by(self) -> str:
+        """The base, and what of it tells shapes."""
+        return f"{self.base.reference} ({self.base.expected_from})"
+
+    def named(self, extents: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """Return the shapes of tensors by their names in the checkpoint, without those it does not know."""
+        naming, _ = find_naming(extents, self.needs)
+        shapes = self._with_ties([*self.needs.expected, *naming.names.values()])
+        return {name: shapes[plain] for name, plain in naming.names.items() if plain in shapes}
+
+    def parameters(self) -> Mapping[str, Shape]:
+        """Return every parameter of the model once, by its name in the base."""
+        pairs = known_pairs(self.needs, self.needs.expected)
+        repeated = {again for kept, again in pairs if is_tied((kept, again), self.needs)}
+        return {
+            name: tensor.shape
+            for name, tensor in self.needs.expected.items()
+            if tensor.shape is not None and not tensor.is_buffer and name not in repeated
+        }
+
+    def registered(self) -> Mapping[str, Shape] | None:
+        """Return the parameters in the order in which the model registers them, or None if unknown."""
+        return self.parameters() if self.base.expected_in_order else None
+
+    def _with_ties(self, names: list[str]) -> dict[str, Shape]:
+        """Return the shapes that the base knows, and those of names that share a tensor with these."""
+        shapes = {n: t.shape for n, t in self.needs.expected.items() if t.shape is not None}
+        for kept, repeated in known_pairs(self.needs, names):
+            for name, other in ((kept, repeated), (repeated, kept)):
+                if other in shapes:
+                    shapes.setdefault(name, shapes[other])
+        return shapes
