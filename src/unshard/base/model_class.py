@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unshard.base.configuration import lookup
+from unshard.base.conversion_tables import read_recipe
 from unshard.base.description import ExpectedTensor
 from unshard.base.expectation import Expectation
 from unshard.dtypes import DTYPES, DType
+from unshard.recipes.experts import Recipe
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_Answer = TypeVar("_Answer")
 
 # Keys that make transformers fetch other code, or build quantised layers; the dtype is given apart.
 _UNWANTED_KEYS = frozenset(
@@ -47,6 +50,20 @@ def expected_from_class(config: Mapping[str, object]) -> Expectation | None:
     Memory:
         No tensor is allocated; importing torch and transformers takes some 350 MB.
     """
+    return _asked(config, _describe)
+
+
+def recipe_from_class(config: Mapping[str, object]) -> Recipe | None:
+    """Return how the class named by a configuration translates names, or None where it cannot be asked.
+
+    What no recipe can say (tensors that are padded, interleaved or permuted) is left out of it; the
+    names that are then left over keep the recipe from being used.
+    """
+    return _asked(config, _recipe)
+
+
+def _asked(config: Mapping[str, object], question: Callable[[PreTrainedModel], _Answer]) -> _Answer | None:
+    """Return what a model without weights answers, or None where there is no such model."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         return None
@@ -61,9 +78,7 @@ def expected_from_class(config: Mapping[str, object]) -> Expectation | None:
             settings = transformers.AutoConfig.for_model(**_plain(config))
             with torch.device("meta"):
                 model = model_class._from_config(settings, dtype=_dtype(config))
-            return _describe(
-                model, f"the class {model_class.__name__} of transformers {transformers.__version__}"
-            )
+            return question(model)
         except Exception:  # noqa: BLE001 a class of another version fails in any way it likes
             return None
 
@@ -100,8 +115,9 @@ def _dtype(config: Mapping[str, object]) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
 
 
-def _describe(model: PreTrainedModel, origin: str) -> Expectation:
+def _describe(model: PreTrainedModel) -> Expectation:
     """Return what a model on the meta device needs, under the names of published files."""
+    import transformers
     from transformers.core_model_loading import revert_weight_conversion
 
     state = dict(model.state_dict())
@@ -118,6 +134,7 @@ def _describe(model: PreTrainedModel, origin: str) -> Expectation:
         _published_name(model, alias, state[alias]): _published_name(model, kept, state[alias])
         for alias, kept in tied.items()
     }
+    origin = f"the class {type(model).__name__} of transformers {transformers.__version__}"
     return Expectation(tensors, origin, ties, in_order=list(published) == [n for n in state if n not in tied])
 
 
@@ -137,3 +154,10 @@ def _published_dtype(model: PreTrainedModel, name: str, tensor: torch.Tensor) ->
     if dtype.kind == "float" and any(re.search(rf"(^|\.){re.escape(part)}(\.|$)", name) for part in kept):
         return DTYPES["float32"]
     return dtype
+
+
+def _recipe(model: PreTrainedModel) -> Recipe:
+    """Return how a model translates names, as data."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return read_recipe(get_model_conversion_mapping(model, add_legacy=False))
