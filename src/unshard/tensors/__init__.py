@@ -7,6 +7,7 @@ room knows a layout.
 
 from unshard.tensors.boxes import Box
 from unshard.tensors.casting import CastTally, CastTensor, cast_block
+from unshard.tensors.coverage import Coverage, Overlap, check_coverage, check_ranges, described_box
 from unshard.tensors.described import DescribedTensor, Piece, Tensor, byte_count, element_count, whole_tensor
 from unshard.tensors.late import LateSource, Locator
 from unshard.tensors.sources import FileSource, Place, RangeSource, Run, Source
@@ -15,10 +16,12 @@ __all__ = [
     "Box",
     "CastTally",
     "CastTensor",
+    "Coverage",
     "DescribedTensor",
     "FileSource",
     "LateSource",
     "Locator",
+    "Overlap",
     "Piece",
     "Place",
     "RangeSource",
@@ -27,6 +30,9 @@ __all__ = [
     "Tensor",
     "byte_count",
     "cast_block",
+    "check_coverage",
+    "check_ranges",
+    "described_box",
     "element_count",
     "whole_tensor",
 ]
