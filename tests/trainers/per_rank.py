@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from trainers.models import model_of
 from trainers.run import Run
-from trainers.sharded_states import sharded_states
-from trainers.tiny_llama import tiny_tokenizer, train_one_step
+from trainers.sharded_states import sharded_states, step_once
+from trainers.tiny_llama import tiny_tokenizer
 from trainers.wrapping import wrapped
 
 
@@ -27,7 +27,7 @@ def leave_verl(run: Run, folder: Path, base: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     model = model_of(run, folder)
     sharded = wrapped(model, run.wrapping)
-    optimizer = train_one_step(sharded)
+    optimizer = step_once(run, sharded)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     with sharded_states(sharded):
         saved = {
@@ -37,7 +37,7 @@ def leave_verl(run: Run, folder: Path, base: Path) -> None:
         }
     for kind, state in saved.items():
         torch.save(state, place / f"{kind}_world_size_{world_size}_rank_{rank}.pt")
-    if rank == 0:
+    if rank == 0 and run.based:
         tiny_tokenizer().save_pretrained(place / "huggingface")
         model.config.save_pretrained(place / "huggingface")
         described = {"FSDP_version": run.wrapping.fsdp, "world_size": world_size}

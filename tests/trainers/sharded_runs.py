@@ -6,51 +6,106 @@ from trainers.run import Run, Wrapping
 
 FSDP1 = Wrapping(fsdp=1, mesh=())
 FSDP1_ORIGINAL = Wrapping(fsdp=1, mesh=(), use_orig_params=True)
+FSDP1_MESH = Wrapping(fsdp=1)
+FSDP1_HYBRID = Wrapping(fsdp=1, mesh=("replicate", "shard"))
+HYBRID = Wrapping(mesh=("replicate", "shard"))
+TENSOR_PARALLEL = Wrapping(mesh=("fsdp", "tp"))
 
-SHARDED_RUNS = (
-    Run(
-        "dcp-fsdp2",
-        "torch_dcp.leave",
-        "checkpoint",
-        "get_model_state_dict and get_optimizer_state_dict of fully_shard, dcp.save",
-        layout="dcp",
+
+def _dcp(name: str, function: str, notes: str, **fields: object) -> Run:
+    return Run(name, f"torch_dcp.{function}", "checkpoint", notes, layout="dcp", **fields)  # type: ignore[arg-type]
+
+
+DCP_RUNS = (
+    _dcp("dcp-fsdp2", "leave", "get_model_state_dict of fully_shard, with the optimizer"),
+    _dcp("dcp-fsdp2-tied", "leave", "tied, bf16", tied=True, dtype="bfloat16"),
+    _dcp(
+        "dcp-mixed-precision",
+        "leave",
+        "computed in bf16, held in fp32",
+        wrapping=Wrapping(mixed_precision=True, activation_checkpoints=True),
     ),
-    Run(
-        "dcp-fsdp1",
-        "torch_dcp.leave",
-        "checkpoint",
-        "FSDP1's SHARDED_STATE_DICT: values are ShardedTensors",
-        layout="dcp",
-        wrapping=FSDP1,
+    _dcp("dcp-fsdp1", "leave", "SHARDED_STATE_DICT: ShardedTensors", wrapping=FSDP1),
+    _dcp("dcp-fsdp1-original", "leave", "use_orig_params, tied", tied=True, wrapping=FSDP1_ORIGINAL),
+    _dcp("dcp-fsdp1-mesh", "leave", "with device_mesh: DTensors", dtype="bfloat16", wrapping=FSDP1_MESH),
+    _dcp("dcp-model-alone", "leave_model_alone", "names at the top, nothing beside them"),
+    _dcp("dcp-torchtitan", "leave_torchtitan", "two steps, names at the top", epochs=2),
+    _dcp("dcp-prime-rl", "leave_prime_rl", "everything below `app`, a folder inside a step"),
+    _dcp("dcp-torchtune", "leave_torchtune", "a file for every tensor", dtype="bfloat16"),
+    _dcp("dcp-compressed", "leave_compressed", "every blob is a zstd stream"),
+    _dcp("dcp-asynchronous", "leave_asynchronously", "async_save"),
+    _dcp(
+        "dcp-raw-names",
+        "leave_raw_names",
+        "names begin with _orig_mod and hold the activation checkpoints' wrappers",
+        wrapping=Wrapping(activation_checkpoints=True),
     ),
-    Run(
-        "verl-fsdp2",
-        "per_rank.leave_verl",
-        "global_step_7/actor",
-        "DTensors, the optimizer and the state of generators beside them",
-        layout="per-rank",
-    ),
-    Run(
-        "flat",
-        "flat_parameters.leave",
-        "checkpoint_0",
-        "use_orig_params=False: one `_flat_param` per layer, one for the rest",
-        layout="flat",
-        wrapping=FSDP1,
-    ),
-    Run(
-        "flat-original",
-        "flat_parameters.leave",
-        "checkpoint_0",
-        "use_orig_params=True: each rank's range of each parameter",
-        layout="flat",
-        wrapping=FSDP1_ORIGINAL,
-    ),
-    Run(
-        "hugging-face-sharded",
-        "torch_dcp.leave_hugging_face",
-        "checkpoint",
-        "HuggingFaceStorageWriter without consolidation: no index, no shapes",
-        layout="hugging-face-sharded",
-    ),
+    _dcp("dcp-awkward", "leave", "odd buffers", model="awkward"),
+    _dcp("dcp-awkward-fsdp1", "leave", "odd buffers", model="awkward", wrapping=FSDP1),
+    _dcp("dcp-mixtral", "leave", "experts in one tensor", model="mixtral", dtype="bfloat16"),
+    _dcp("dcp-qwen3-moe", "leave", "experts in one tensor, a dense layer before them", model="qwen3-moe"),
+    _dcp("dcp-hybrid", "leave", "HSDP 2x2", world_size=4, wrapping=HYBRID),
+    _dcp("dcp-fsdp1-hybrid", "leave", "FSDP1, HSDP 2x2", world_size=4, wrapping=FSDP1_HYBRID),
+    _dcp("dcp-tensor-parallel", "leave", "FSDP x TP 2x2", world_size=4, wrapping=TENSOR_PARALLEL),
+    _dcp("dcp-awkward-four", "leave", "ranks without rows", model="awkward", world_size=4),
 )
+
+
+def _verl(name: str, notes: str, **fields: object) -> Run:
+    path = "global_step_7/actor"
+    return Run(name, "per_rank.leave_verl", path, notes, layout="per-rank", **fields)  # type: ignore[arg-type]
+
+
+PER_RANK_RUNS = (
+    _verl("verl-fsdp2", "DTensors"),
+    _verl("verl-fsdp1", "ShardedTensors", wrapping=FSDP1_ORIGINAL),
+    _verl("verl-fsdp1-mesh", "DTensors, tied, bf16", tied=True, dtype="bfloat16", wrapping=FSDP1_MESH),
+    _verl("verl-one-rank", "plain tensors", world_size=1, wrapping=FSDP1_ORIGINAL),
+    _verl("verl-hybrid", "HSDP 2x2, tied", tied=True, world_size=4, wrapping=HYBRID),
+    _verl("verl-tensor-parallel", "FSDP x TP 2x2", world_size=4, wrapping=TENSOR_PARALLEL),
+    _verl("verl-awkward", "odd buffers", model="awkward"),
+    _verl("verl-awkward-fsdp1", "odd buffers", model="awkward", wrapping=FSDP1_ORIGINAL),
+    _verl("verl-awkward-four", "ranks without rows", model="awkward", world_size=4),
+    _verl("verl-qwen3-moe", "experts in one tensor", model="qwen3-moe", dtype="bfloat16"),
+)
+
+
+def _flat(name: str, notes: str, **fields: object) -> Run:
+    return Run(name, "flat_parameters.leave", "checkpoint_0", notes, layout="flat", **fields)  # type: ignore[arg-type]
+
+
+FLAT_RUNS = (
+    _flat("flat", "use_orig_params=False: one `_flat_param` per layer, one for the rest", wrapping=FSDP1),
+    _flat("flat-tied", "tied, bf16", tied=True, dtype="bfloat16", wrapping=FSDP1),
+    _flat("flat-four", "four ranks", world_size=4, wrapping=FSDP1),
+    _flat("flat-original", "each rank's range of each parameter", wrapping=FSDP1_ORIGINAL),
+    _flat("flat-original-tied", "tied, bf16", tied=True, dtype="bfloat16", wrapping=FSDP1_ORIGINAL),
+    _flat("flat-original-four", "four ranks", world_size=4, wrapping=FSDP1_ORIGINAL),
+)
+
+
+def _hugging_face(name: str, function: str, notes: str, **fields: object) -> Run:
+    trainer = f"torch_dcp.{function}"
+    return Run(name, trainer, "checkpoint", notes, layout="hugging-face-sharded", **fields)  # type: ignore[arg-type]
+
+
+HUGGING_FACE_RUNS = (
+    _hugging_face("sharded-safetensors", "leave_hugging_face", "no index, no shapes"),
+    _hugging_face(
+        "sharded-safetensors-tied", "leave_hugging_face", "tied, bf16", tied=True, dtype="bfloat16"
+    ),
+    _hugging_face(
+        "sharded-safetensors-four", "leave_hugging_face", "HSDP 2x2", world_size=4, wrapping=HYBRID
+    ),
+    _hugging_face(
+        "sharded-safetensors-tensor-parallel",
+        "leave_hugging_face",
+        "FSDP x TP 2x2",
+        world_size=4,
+        wrapping=TENSOR_PARALLEL,
+    ),
+    _hugging_face("sharded-safetensors-awkward", "leave_hugging_face", "odd buffers", model="awkward"),
+    _hugging_face("consolidated", "leave_hugging_face_consolidated", "torch's own whole files beside them"),
+)
+
+SHARDED_RUNS = (*DCP_RUNS, *PER_RANK_RUNS, *FLAT_RUNS, *HUGGING_FACE_RUNS)

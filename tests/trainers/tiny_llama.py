@@ -77,14 +77,19 @@ def write_truth(model: torch.nn.Module, file: Path) -> None:
         save_file(clean_state(model), file)
 
 
-def train_one_step(model: Any, parameters: Any = None) -> torch.optim.Optimizer:
+def train_one_step(model: Any) -> torch.optim.Optimizer:
     """Do one real step whose learning rate is 0: the optimizer has a state, the weights stay."""
-    optimizer = torch.optim.AdamW(parameters or model.parameters(), lr=0.0, weight_decay=0.0)
+    optimizer = frozen_optimizer(model)
     tokens = torch.arange(3, 19).reshape(2, 8) + dist.get_rank()
     model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     return optimizer
+
+
+def frozen_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer whose steps leave the weights as they are."""
+    return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, foreach=False)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -27,11 +27,11 @@ _COMMON = {
     "use_cache": True,
 }
 _KINDS: dict[str, dict[str, Any]] = {
-    "mixtral": {"model_type": "mixtral", "num_local_experts": 5, "intermediate_size": 37},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 5, "intermediate_size": 40},
     "qwen3-moe": {
         "model_type": "qwen3_moe",
         "num_experts": 5,
-        "moe_intermediate_size": 37,
+        "moe_intermediate_size": 40,
         "intermediate_size": 75,
         "mlp_only_layers": [0],
     },
