@@ -23,10 +23,11 @@ _ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHO
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one process took."""
+    """What one process took; the memory is that of the largest process, if it started others."""
 
     wall_seconds: float
     cpu_seconds: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,12 @@ class Bar:
         return f"{self.title}: {self.value:.2f} {self.unit}, bar {self.limit:g} {self.unit}: {verdict}"
 
 
-def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
+def run(
+    command: Sequence[str | Path],
+    *,
+    sync: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
     """Return what a command took, and then waiting until the disk has the file `sync`.
 
     Raises:
@@ -59,7 +65,7 @@ def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
         [str(word) for word in command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=_ENVIRONMENT,
+        env={**_ENVIRONMENT, **(environment or {})},
     )
     assert process.stderr is not None
     said = process.stderr.read()
@@ -71,7 +77,7 @@ def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
     wall = time.perf_counter() - began
     if process.returncode:
         raise RuntimeError(f"{command} failed: {said.decode()[-2000:]}")
-    return Run(wall, usage.ru_utime + usage.ru_stime)
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
 
 
 def _wait_for_disk(path: Path) -> None:
