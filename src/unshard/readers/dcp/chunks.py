@@ -7,7 +7,7 @@ Memory:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
@@ -35,37 +35,47 @@ class Chunks:
     """All chunks of a model, by number; finds what lies in each of them.
 
     Attributes:
-        rows: The tensors.
+        keys: The whole names of the tensors.
+        rows: The tensors, by the names that people know.
         dtypes: Their dtypes.
         numbers: The rows of their chunks.
+        kept: For every tensor, which of its chunks are its pieces; others repeat one of these.
         files: Every file by its number in the tables; those that hold nothing of the model are None.
     """
 
+    keys: Sequence[str]
     rows: Sequence[TensorRow]
     dtypes: Sequence[DType]
     numbers: Sequence[np.ndarray]
+    kept: Sequence[Sequence[int]]
     files: Sequence[InputFile | None]
     _starts: list[int] = field(default_factory=list)
     _found: dict[int, Found] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         total = 0
-        for row in self.rows:
+        for one in self.numbers:
             self._starts.append(total)
-            total += row.chunks
+            total += len(one)
         self._starts.append(total)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def tensors(self, names: Sequence[str]) -> Mapping[str, DescribedTensor]:
-        """Return the tensors, whose pieces are made when they are asked for."""
+    def tensors(self) -> dict[str, DescribedTensor]:
+        """Return the tensors by name, their pieces made when they are asked for."""
         return {
-            name: DescribedTensor(
-                row.shape, self.dtypes[i], ChunkPieces(self, self.numbers[i], self._starts[i])
-            )
-            for i, (name, row) in enumerate(zip(names, self.rows, strict=True))
+            row.name: DescribedTensor(row.shape, self.dtypes[i], ChunkPieces(self, i))
+            for i, row in enumerate(self.rows)
         }
+
+    def piece(self, at: int, number: int) -> Piece:
+        """Return chunk `number` of tensor `at`."""
+        dimensions = len(self.rows[at].shape)
+        numbers = self.numbers[at][number, : 2 * dimensions].tolist()
+        start, size = numbers[:dimensions], numbers[dimensions:]
+        box = Box(tuple(start), tuple(a + n for a, n in zip(start, size, strict=True)))
+        return Piece(box, LateSource(self, self._starts[at] + number))
 
     def blob(self, index: int) -> Blob:
         """Return what the metadata says of a chunk."""
@@ -120,17 +130,15 @@ class ChunkPieces(Sequence[Piece]):
 
     Attributes:
         chunks: All chunks of the model.
-        numbers: The rows of this tensor's.
-        first: The number of the first of them.
+        at: Which tensor it is.
     """
 
     chunks: Chunks
-    numbers: np.ndarray
-    first: int
-    _made: dict[int, Piece] = field(default_factory=dict)
+    at: int
+    _made: dict[int, Piece] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.chunks.kept[self.at])
 
     @overload
     def __getitem__(self, index: int) -> Piece: ...
@@ -139,20 +147,12 @@ class ChunkPieces(Sequence[Piece]):
     def __getitem__(self, index: int | slice) -> Piece | Sequence[Piece]:
         """Return one piece, or several."""
         if isinstance(index, slice):
-            return [self._piece(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"piece {index} of {len(self)}")
-        return self._piece(index % len(self))
+            return [self._piece(number) for number in self.chunks.kept[self.at][index]]
+        return self._piece(self.chunks.kept[self.at][index])
 
     def __iter__(self) -> Iterator[Piece]:
-        return map(self._piece, range(len(self)))
+        return map(self._piece, self.chunks.kept[self.at])
 
-    def _piece(self, index: int) -> Piece:
-        piece = self._made.get(index)
-        if piece is None:
-            numbers = self.numbers[index].tolist()
-            dimensions = (len(numbers) - PLACE_FIELDS) // 2
-            start, size = numbers[:dimensions], numbers[dimensions : 2 * dimensions]
-            box = Box(tuple(start), tuple(a + n for a, n in zip(start, size, strict=True)))
-            piece = self._made.setdefault(index, Piece(box, LateSource(self.chunks, self.first + index)))
-        return piece
+    def _piece(self, number: int) -> Piece:
+        piece = self._made.get(number)
+        return piece or self._made.setdefault(number, self.chunks.piece(self.at, number))

@@ -6,12 +6,17 @@ own, whose C code is thirty times as fast.
 
 from __future__ import annotations
 
+import contextlib
+
 from unshard.errors import DamagedFileError, InputError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.dcp.table_builder import build_tables
+from unshard.readers.dcp.table_process import read_tables_apart
 from unshard.readers.dcp.tables import MetadataError, Tables
 from unshard.readers.unpickling import read_pickle
 from unshard.storage.files import InputFile
 
+# Below this, starting a process takes longer than the reading.
+_LARGEST_HERE = 512 << 10
 _HINT_DAMAGED = "Copy the file again; if the original is the same, take another step."
 
 
@@ -23,11 +28,19 @@ def read_metadata(file: InputFile) -> Tables:
         UnsafeFileError: It contradicts itself, or asks for code to be run.
         UnsupportedLayoutError: It is of another kind of checkpoint.
     """
-    pickle = read_pickle(file.read(0, file.size), file.path)
     try:
-        return build_tables(pickle.value, pickle.classes, file.size)
+        if file.size > _LARGEST_HERE:
+            with contextlib.suppress(OSError):  # no process can be started: our machine has limits of its own
+                return read_tables_apart(file)
+        return read_tables_here(file)
     except MetadataError as error:
         raise explained(error, file) from None
+
+
+def read_tables_here(file: InputFile) -> Tables:
+    """Return what a `.metadata` says, read by our own machine."""
+    pickle = read_pickle(file.read(0, file.size), file.path)
+    return build_tables(pickle.value, pickle.classes, file.size)
 
 
 def explained(error: MetadataError, file: InputFile) -> InputError:

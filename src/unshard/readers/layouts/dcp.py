@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from unshard.checkpoint import Checkpoint, Layout
-from unshard.errors import TrainingStateError, UnknownLayoutError, UnshardError, UnsupportedLayoutError
-from unshard.readers.dcp.chunks import Chunks, dtype_of
+from unshard.errors import InputError, TrainingStateError, UnknownLayoutError, UnshardError
+from unshard.readers.dcp.gaps import find_stale, find_unfinished
 from unshard.readers.dcp.groups import Groups, find_groups
 from unshard.readers.dcp.metadata_file import read_metadata
-from unshard.readers.dcp.tables import Tables, TensorRow
+from unshard.readers.dcp.model import describe_chunks, incomplete
+from unshard.readers.dcp.tables import Tables
 from unshard.readers.folders import Folder
 from unshard.readers.protocol import Candidate
-from unshard.readers.rendering import cut, listed
-from unshard.readers.selection import Selected, select_model
+from unshard.readers.selection import select_model
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
@@ -52,13 +53,13 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         InputError: It cannot be read.
     """
     folder = candidate.folder
-    tables = read_metadata(InputFile.describe(folder.at(METADATA)))
+    tables = _read_tables(folder)
     groups = find_groups(tables)
     if not groups.models:
         raise _no_model(candidate, groups)
     chosen = select_model(groups.models, select, candidate.path)
-    chunks = _chunks(candidate, tables, chosen)
-    tensors = chunks.tensors(list(chosen.tensors))
+    chunks = describe_chunks(tables, chosen.tensors, folder)
+    tensors = chunks.tensors()
     return Checkpoint(
         path=candidate.path,
         root=candidate.path,
@@ -70,24 +71,29 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         files=tuple(file for file in chunks.files if file is not None),
         checksums=Checksums(sum(t.nbytes for t in tensors.values()), chunks.checksums),
         extras=tuple(groups.extras()),
-        findings=(),
+        findings=tuple(find_stale(folder, tables.files)),
     )
 
 
-def _chunks(candidate: Candidate, tables: Tables, chosen: Selected[TensorRow]) -> Chunks:
-    rows = list(chosen.tensors.values())
-    unread = [f"`{cut(row.name)}` ({cut(row.dtype)})" for row in rows if dtype_of(row) is None]
-    if unread:
-        raise UnsupportedLayoutError(
-            candidate.path, "has tensors of dtypes that are not read", saw=listed(unread)
-        )
-    numbers = [tables.rows(row) for row in rows]
-    used = {int(file) for one in numbers for file in set(one[:, -4].tolist())}
-    files = [
-        InputFile.describe(candidate.folder.at(name)) if i in used else None
-        for i, name in enumerate(tables.files)
-    ]
-    return Chunks(rows, [dtype for row in rows if (dtype := dtype_of(row))], numbers, files)
+def _read_tables(folder: Folder) -> Tables:
+    """Return what the metadata in a folder says.
+
+    Raises:
+        IncompleteCheckpointError: There is none.
+    """
+    if METADATA in folder.files:
+        return read_metadata(InputFile.describe(folder.at(METADATA)))
+    leftover = next((name for name in folder.files if name.endswith(".metadata.tmp")), None)
+    whole = leftover is not None and _is_whole(folder.at(leftover))
+    raise incomplete(folder, [find_unfinished(folder, leftover=leftover, is_whole=whole)])
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_metadata(InputFile.describe(path))
+    except InputError:
+        return False
+    return True
 
 
 def _no_model(candidate: Candidate, groups: Groups) -> UnshardError:

@@ -1,0 +1,132 @@
+"""Whether the chunks of a model can be what the metadata says: boxes in their tensors, blobs in their files.
+
+Everything is arithmetic on the tables; no file is opened. What contradicts itself is refused, what is
+merely absent is a gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from unshard.dtypes import DType
+from unshard.errors import UnsafeFileError
+from unshard.findings import Finding, finding
+from unshard.readers.dcp.tables import NOWHERE, PLACE_FIELDS, TensorRow
+from unshard.readers.rendering import cut, listed
+from unshard.tensors.coverage import Coverage, check_coverage, described_box
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_HINT = "torch does not write such metadata. Copy the folder again, or ask whoever made it."
+_LARGEST_SIZE = 1 << 62
+_MOST_NAMED = 3
+
+
+def require_sizes(rows: Sequence[TensorRow], dtypes: Sequence[DType], subject: object) -> None:
+    """Raise unless every declared shape is one a tensor can have."""
+    for row, dtype in zip(rows, dtypes, strict=True):
+        if min(row.shape, default=0) < 0 or math.prod(row.shape) * dtype.itemsize >= _LARGEST_SIZE:
+            raise _impossible(subject, f"gives `{cut(row.name)}` a shape that cannot be", str(row.shape))
+
+
+def cover(row: TensorRow, numbers: np.ndarray, subject: object) -> Coverage:
+    """Return how the chunks of a tensor cover it; they are inside of it and do not overlap.
+
+    Raises:
+        UnsafeFileError: They are not, or do.
+    """
+    dimensions = len(row.shape)
+    boxes = numbers[:, : 2 * dimensions].reshape(len(numbers), 2, dimensions).copy()
+    boxes[:, 1] += boxes[:, 0]
+    coverage = check_coverage(row.shape, boxes)
+    if coverage.outside:
+        start, size = numbers[coverage.outside[0]][: 2 * dimensions].reshape(2, -1).tolist()
+        saw = f"{size} at {start} of {list(row.shape)}"
+        raise _impossible(subject, f"has a chunk of `{cut(row.name)}` that is not inside of it", saw)
+    if coverage.overlaps:
+        where = described_box(row.shape, coverage.overlaps[0].box)
+        raise _impossible(subject, f"has chunks of `{cut(row.name)}` that overlap", where)
+    if coverage.irregular:
+        raise _impossible(subject, f"cuts `{cut(row.name)}` in no order", f"{len(numbers)} chunks")
+    return coverage
+
+
+def find_holes(rows: Sequence[TensorRow], coverages: Sequence[Coverage]) -> Iterator[Finding]:
+    """Yield the parts of tensors that no chunk holds."""
+    for row, coverage in zip(rows, coverages, strict=True):
+        if coverage.holes:
+            parts = [described_box(row.shape, hole) for hole in coverage.holes]
+            yield finding(
+                "U112",
+                subject=cut(row.name),
+                saw=listed(parts, at_most=_MOST_NAMED),
+                expected=f"all of {list(row.shape)}",
+                remedy="It was never saved. Take an earlier step.",
+            )
+
+
+def find_unplaced(rows: Sequence[TensorRow], numbers: Sequence[np.ndarray]) -> Iterator[Finding]:
+    """Yield the tensors of which a chunk is described, and nothing says where it lies."""
+    for row, one in zip(rows, numbers, strict=True):
+        lost = int((one[:, -PLACE_FIELDS] == NOWHERE).sum())
+        if lost:
+            yield finding(
+                "U112",
+                subject=cut(row.name),
+                saw=f"{lost} of {len(one)} chunks without a place",
+                expected="a file and an offset for each",
+                remedy="Its save was not finished. Take an earlier step.",
+            )
+
+
+def require_blobs(
+    rows: Sequence[TensorRow],
+    dtypes: Sequence[DType],
+    numbers: Sequence[np.ndarray],
+    files: Sequence[str],
+    subject: object,
+) -> None:
+    """Raise unless blobs can hold their chunks, and do not overlap.
+
+    Several chunks may be said to begin at one byte: they are then members of one safetensors file.
+    """
+    import numpy as np
+
+    for row, dtype, one in zip(rows, dtypes, numbers, strict=True):
+        placed = one[one[:, -PLACE_FIELDS] != NOWHERE]
+        dimensions = len(row.shape)
+        needed = placed[:, dimensions : 2 * dimensions].prod(axis=1) * dtype.itemsize
+        starts, lengths, plain = placed[:, -3], placed[:, -2], placed[:, -1] == 0
+        wrong = (starts < 0) | (lengths <= 0) | (plain & (lengths < needed))
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            raise UnsafeFileError(
+                subject,
+                f"names a place for a chunk of `{cut(row.name)}` that cannot hold it",
+                saw=f"{lengths[at]} bytes at byte {starts[at]} of `{cut(files[placed[at, -4]])}`",
+                expected=f"at least {needed[at]} bytes",
+                hint=_HINT,
+            )
+    places = np.concatenate([one[:, -PLACE_FIELDS:] for one in numbers]) if numbers else np.empty((0, 4))
+    places = places[places[:, 0] != NOWHERE]
+    places = places[np.lexsort((places[:, 1], places[:, 0]))]
+    before, after = places[:-1], places[1:]
+    overlapping = (
+        (before[:, 0] == after[:, 0])
+        & (before[:, 1] != after[:, 1])
+        & (before[:, 1] + before[:, 2] > after[:, 1])
+    )
+    if overlapping.any():
+        at = int(np.flatnonzero(overlapping)[0])
+        raise _impossible(
+            subject,
+            f"names chunks in `{cut(files[int(before[at, 0])])}` that overlap",
+            f"bytes {before[at, 1]} to {before[at, 1] + before[at, 2]}, and bytes from {after[at, 1]}",
+        )
+
+
+def _impossible(subject: object, problem: str, saw: str) -> UnsafeFileError:
+    return UnsafeFileError(subject, problem, saw=saw, hint=_HINT)
