@@ -61,9 +61,21 @@ def dcp_405b(work: Path, ranks: int) -> Path:
 def _write_with_ranks(folder: Path, base: Path) -> None:
     import torch.multiprocessing
 
-    (folder / "verl" / "actor" / "huggingface").mkdir(parents=True)
-    shutil.copy(base / "config.json", folder / "verl" / "actor" / "huggingface")
+    huggingface = folder / "verl" / "actor" / "huggingface"
+    huggingface.mkdir(parents=True)
+    shutil.copy(base / "config.json", huggingface)
+    _write_tokenizer(huggingface)
+    settings = {"FSDP_version": 2, "world_size": RANKS}
+    (huggingface.parent / "fsdp_config.json").write_text(json.dumps(settings))
     torch.multiprocessing.spawn(_rank, (str(folder),), nprocs=RANKS)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of one word; verl's merger wants one."""
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
 
 
 def _rank(rank: int, folder: str) -> None:
