@@ -91,7 +91,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(f"{folder}/store", RANKS), rank=rank, world_size=RANKS
     )
-    mesh = init_device_mesh("cpu", (RANKS,))
+    mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("fsdp",))
     rows = _state(mesh, rank, lambda shape: Shard(0))
     top = Path(folder)
     checkpoint.save({"model": rows}, checkpoint_id=top / "dcp" / "pytorch_model_fsdp_0")
