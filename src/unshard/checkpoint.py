@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping, Sequence
+from collections.abc import Collection, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -134,6 +134,13 @@ class KnownShapes(Protocol):
 
         Args:
             extents: The names, and the smallest shapes that hold what is there.
+        """
+
+    def lacking(self, names: Collection[str]) -> Sequence[str]:
+        """Return names of the base for which there is no tensor among those of a checkpoint.
+
+        Args:
+            names: The names in the checkpoint.
         """
 
     def parameters(self) -> Mapping[str, tuple[int, ...]]:

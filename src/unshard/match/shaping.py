@@ -7,7 +7,7 @@ than what was saved, and only a person can say that it is all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unshard.base import Base
@@ -129,6 +129,11 @@ class BaseShapes:
         naming, _ = find_naming(extents, self.needs)
         shapes = self._with_ties([*self.needs.expected, *naming.names.values()])
         return {name: shapes[plain] for name, plain in naming.names.items() if plain in shapes}
+
+    def lacking(self, names: Collection[str]) -> Sequence[str]:
+        """Return names of the base for which there is no tensor among those of a checkpoint."""
+        _, account = find_naming(dict.fromkeys(names, ()), self.needs)
+        return account.missing
 
     def parameters(self) -> Mapping[str, Shape]:
         """Return every parameter of the model once, by its name in the base."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from unshard.checkpoint import BaseHint, Checkpoint, Layout
 from unshard.errors import UnsafeFileError
@@ -30,7 +31,7 @@ from unshard.readers.folders import Folder
 from unshard.readers.protocol import Candidate
 from unshard.readers.rendering import listed
 from unshard.readers.selection import select_model
-from unshard.readers.weights.boxed_tensors import unite_boxes
+from unshard.readers.weights.boxed_tensors import Absent, unite_boxes
 from unshard.readers.weights.sharding_info import describe_boxes
 from unshard.storage.files import InputFile
 
@@ -57,7 +58,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
     shards = _require_one_save(folder, candidate.files)
     files = {shard.name: InputFile.describe(folder.at(shard.name)) for shard in shards}
     boxes = {shard.name: describe_boxes(files[shard.name]) for shard in shards}
-    united = unite_boxes(boxes, subject=folder.path, absent=absent_names(shards))
+    united = unite_boxes(boxes, subject=folder.path, absent=_absent(shards))
     chosen = select_model({(): dict(united.found)}, select, folder.path)
     before = f"{chosen.prefix}." if chosen.prefix else ""
     return Checkpoint(
@@ -105,20 +106,19 @@ def _require_one_save(folder: Folder, names: Sequence[str]) -> list[_Shard]:
     return shards
 
 
-def absent_names(shards: Sequence[_Shard]) -> tuple[str, ...]:
-    """Return names of files that those of the others make likely, and that are not there.
-
-    A rank without a part of any tensor of a file writes none, so that nothing is certain.
-    """
+def _absent(shards: Sequence[_Shard]) -> Absent:
+    """Return names of files that those of the others make likely, and that are not there."""
     there = {(shard.rank, shard.index) for shard in shards}
     ranks, total = max(shard.rank for shard in shards), shards[0].total
     if ranks * total > 16 * len(shards) + 1024:  # names that count to anything prove nothing
-        return ()
-    return tuple(
-        f"shard-{rank:05d}-model-{index:05d}-of-{total:05d}.safetensors"
-        for rank in range(1, ranks + 1)
-        for index in range(1, total + 1)
-        if (rank, index) not in there
+        return Absent((), ())
+    between = [cell for cell in product(range(1, ranks + 1), range(1, total + 1)) if cell not in there]
+    after = [(ranks + 1, index) for index in range(1, total + 1)]
+    return Absent(
+        *(
+            tuple(f"shard-{rank:05d}-model-{index:05d}-of-{total:05d}.safetensors" for rank, index in cells)
+            for cells in (between, after)
+        )
     )
 
 

@@ -25,6 +25,24 @@ _MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """Names of files that are not there, and may be missing: a rank that holds nothing writes none.
+
+    Attributes:
+        between: Those of ranks of which other files are there, or of ranks before the last.
+        after: Those of the rank after the last.
+    """
+
+    between: tuple[str, ...]
+    after: tuple[str, ...]
+
+    @property
+    def likely(self) -> tuple[str, ...]:
+        """What to look for first."""
+        return self.between or self.after
+
+
+@dataclass(frozen=True, slots=True)
 class BoxedTensors:
     """Tensors whose shapes only the base tells.
 
@@ -32,13 +50,13 @@ class BoxedTensors:
         subject: The folder they are in.
         found: Them, as large as their boxes reach; the boxes cover that exactly once.
         replicas: Boxes that lie in a second file.
-        absent: Names of files that those there make likely, and that are not there.
+        absent: Files that may be missing.
     """
 
     subject: Path
     found: Mapping[str, DescribedTensor]
     replicas: Sequence[Replica]
-    absent: tuple[str, ...]
+    absent: Absent
 
     def selected(self, before: str) -> BoxedTensors:
         """Return those whose names begin with `before`, without it."""
@@ -61,8 +79,12 @@ class BoxedTensors:
         unlike = {name: shape for name, shape in shapes.items() if shape != self.found[name].shape}
         if misfits := {n: shape for n, shape in unlike.items() if not _may_be(self.found[n].shape, shape)}:
             raise self._misfit(misfits, known.said_by)
-        if unlike:
-            raise incomplete(self.subject, list(_beyond(unlike, self.found)), self.absent)
+        gaps = [
+            *_beyond(unlike, self.found),
+            *(self._lacking(known) if unlike or self.absent.between else ()),
+        ]
+        if gaps:
+            raise incomplete(self.subject, gaps, self.absent)
         return Shaped(self.found, self.replicas)
 
     def inferred(self) -> Shaped:
@@ -72,6 +94,11 @@ class BoxedTensors:
     def as_found(self) -> Mapping[str, DescribedTensor]:
         """Return the tensors as large as their boxes reach."""
         return self.found
+
+    def _lacking(self, known: KnownShapes) -> Iterator[Finding]:
+        """Yield tensors of the base of which no file holds anything, as files that are missing may have."""
+        for name in known.lacking(self.found):
+            yield finding("U112", subject=cut(name), saw="no file holds any of it", remedy=_MISSING)
 
     def _misfit(self, misfits: Mapping[str, Shape], said_by: str) -> BaseModelError:
         reach = ((name, self.found[name].shape, shape) for name, shape in misfits.items())
@@ -85,15 +112,13 @@ class BoxedTensors:
         )
 
 
-def unite_boxes(
-    boxes: Mapping[str, Mapping[str, Piece]], *, subject: Path, absent: tuple[str, ...]
-) -> BoxedTensors:
+def unite_boxes(boxes: Mapping[str, Mapping[str, Piece]], *, subject: Path, absent: Absent) -> BoxedTensors:
     """Return the tensors that boxes in many files make up, as large as they reach.
 
     Args:
         boxes: By file, the box of every tensor that the file holds part of.
         subject: The folder.
-        absent: Names of files that may be missing.
+        absent: Files that may be missing.
 
     Raises:
         IncompleteCheckpointError: There are holes between boxes.
@@ -196,18 +221,18 @@ def _gap(name: str, shape: Shape, hole: Box) -> Finding:
     return finding("U112", subject=cut(name), saw=f"no file holds {part}", remedy=_MISSING)
 
 
-def incomplete(subject: Path, missing: Sequence[Finding], absent: Sequence[str]) -> IncompleteCheckpointError:
+def incomplete(subject: Path, missing: Sequence[Finding], absent: Absent) -> IncompleteCheckpointError:
     """Return the error that names every missing part, and the files that may have held them."""
     files = [
-        finding("U110", subject=file, saw="other ranks have one of this number", remedy=_MISSING)
-        for file in absent
+        finding("U110", subject=file, saw="not there, as other ranks' are", remedy=_MISSING)
+        for file in absent.between
     ]
     names = list(dict.fromkeys(gap.subject for gap in missing))
+    look_for = listed(list(absent.likely), at_most=_MOST_LISTED)
     return IncompleteCheckpointError(
         subject,
         f"lacks parts of {len(names)} tensors: {listed([f'`{name}`' for name in names])}",
-        saw=f"`{missing[0].subject}`: {missing[0].saw}"
-        + (f"; not there: {listed(list(absent), at_most=_MOST_LISTED)}" if absent else ""),
+        saw=f"{missing[0].saw} of `{missing[0].subject}`" + (f"; not there: {look_for}" if look_for else ""),
         hint=_MISSING,
         gaps=[*files, *missing],
     )
