@@ -22,7 +22,7 @@ CONVERT = """
 import hashlib, zlib
 import ml_dtypes, numpy
 from pathlib import Path
-from unshard.checkpoint import Checksum
+from unshard.storage.checksums import Checksum
 from unshard.dtypes import BFLOAT16, FLOAT32
 from unshard.engines.local import run_plan
 from unshard.plan import Plan

@@ -136,8 +136,8 @@ def _jobs(
 
 def _reading_order(placement: Placement) -> tuple[str, int]:
     """Return where a tensor's bytes lie in the source."""
-    places = placement.tensor.places
-    return (str(places[0].file.path), places[0].offset) if places else ("", 0)
+    place = next(placement.tensor.places, None)
+    return (str(place.file.path), place.offset) if place else ("", 0)
 
 
 def _aligned_ranges(

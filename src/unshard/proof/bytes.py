@@ -157,7 +157,7 @@ def _jobs(passes: Sequence[TensorPass], spans: Sequence[SpanPass]) -> Iterator[J
 
 def _order(each: TensorPass) -> tuple[int, str, int]:
     """Return what the jobs are sorted by."""
-    place = each.actual.places[0] if each.actual.places else None
+    place = next(each.actual.places, None)
     size = byte_count(each.actual) if each.hashed else 0
     return (-size, str(place.file.path), place.offset) if place else (-size, "", 0)
 

@@ -8,8 +8,9 @@ room knows a layout.
 from unshard.tensors.boxes import Box
 from unshard.tensors.casting import CastTally, CastTensor, cast_block
 from unshard.tensors.coverage import Coverage, Overlap, check_coverage, check_ranges, described_box
-from unshard.tensors.described import DescribedTensor, Piece, Tensor, byte_count, element_count, whole_tensor
+from unshard.tensors.described import DescribedTensor, Tensor, byte_count, element_count, whole_tensor
 from unshard.tensors.late import LateSource, Locator
+from unshard.tensors.pieces import Piece
 from unshard.tensors.sources import FileSource, Place, RangeSource, Run, Source
 
 __all__ = [

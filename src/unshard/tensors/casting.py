@@ -12,6 +12,7 @@ Memory:
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ class CastTensor:
         return f"{self.source.origin}, cast from {self.source.dtype}"
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> Iterator[Place]:
         """Where the source's pieces begin."""
         return self.source.places
 

@@ -10,7 +10,8 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Protocol
 
 from unshard.dtypes import DType
-from unshard.tensors.boxes import Box, box_ranges, split_range
+from unshard.tensors.boxes import Box, box_ranges
+from unshard.tensors.pieces import Arrangement, Piece, read_part, runs_of_parts
 from unshard.tensors.sources import FileSource, Place, Run, Source
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Tensor(Protocol):
         """Where the values come from, in words fit for an error."""
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> Iterator[Place]:
         """Where the bytes it is read from begin, one place for each piece that lies in a file."""
 
     def read(self, start: int, stop: int, into: memoryview) -> None:
@@ -57,14 +58,6 @@ def element_count(tensor: Tensor) -> int:
 def byte_count(tensor: Tensor) -> int:
     """Return how many bytes the elements of `tensor` take."""
     return element_count(tensor) * tensor.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A box of a tensor, and the source that holds its elements in the same row-major order."""
-
-    box: Box
-    source: Source
 
 
 @dataclass(frozen=True)
@@ -92,9 +85,9 @@ class DescribedTensor:
         return self.pieces[0].source.origin + more
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """Where the pieces begin."""
-        return tuple(piece.source.place for piece in self.pieces if piece.source.place is not None)
+    def places(self) -> Iterator[Place]:
+        """Where the pieces begin, one after the other."""
+        return (place for piece in self.pieces if (place := piece.source.place) is not None)
 
     @property
     def nbytes(self) -> int:
@@ -106,48 +99,33 @@ class DescribedTensor:
         """The source of a tensor in one piece, which needs no geometry."""
         return self.pieces[0].source if len(self.pieces) == 1 else None
 
+    @cached_property
+    def _arrangement(self) -> Arrangement:
+        return Arrangement(self.shape, self.pieces)
+
     def read(self, start: int, stop: int, into: memoryview) -> None:
         """Fill `into` with elements `start` to `stop` in row-major order, little-endian.
+
+        Memory:
+            Pieces that are whole rows are read straight into the buffer, others through 256 KiB.
 
         Raises:
             DamagedFileError: A file is shorter than it should be, or has changed.
         """
-        size = self.dtype.itemsize
         if self._single is not None:
             self._single.read(start, stop, into)
             return
-        for source, source_start, source_stop, target in self._parts(start, stop):
-            length = (source_stop - source_start) * size
-            source.read(source_start, source_stop, into[target * size : target * size + length])
+        for part in self._arrangement.parts(start, stop):
+            read_part(part, into, self.dtype.itemsize)
 
     def runs(self, start: int, stop: int) -> list[Run] | None:
-        """Return the bytes to copy for elements `start` to `stop`, or None where they must be read."""
+        """Return the bytes to copy for elements `start` to `stop`, or None where they must be read.
+
+        Reading is faster where the bytes lie in short runs.
+        """
         if self._single is not None:
             return self._single.runs(start, stop)
-        runs: list[Run] = []
-        for source, source_start, source_stop, _ in sorted(self._parts(start, stop), key=lambda p: p[3]):
-            part = source.runs(source_start, source_stop)
-            if part is None:
-                return None
-            runs += part
-        return runs
-
-    def _parts(self, start: int, stop: int) -> list[tuple[Source, int, int, int]]:
-        """Return (source, start, stop, position in the range), for every stretch of one source."""
-        parts = []
-        done = 0
-        for wanted in split_range(self.shape, start, stop):
-            for piece in self.pieces:
-                common = wanted.intersect(piece.box)
-                if common is None:
-                    continue
-                inside = common.relative_to(piece.box.start)
-                place = common.relative_to(wanted.start)
-                ours = box_ranges(piece.box.shape, inside)
-                theirs = box_ranges(wanted.shape, place)
-                parts += [(piece.source, a, b, done + t) for a, b, t in _common_ranges(ours, theirs)]
-            done += wanted.volume
-        return parts
+        return runs_of_parts(self._arrangement.parts(start, stop), self.dtype.itemsize)
 
     def numpy(self) -> np.ndarray:
         """Return all elements as an array that shares memory with nothing."""
@@ -180,21 +158,6 @@ def whole_tensor(source: FileSource, shape: Sequence[int] | None = None) -> Desc
     """Return the tensor that one source holds whole, in the source's shape or another of equal size."""
     full = tuple(source.shape if shape is None else shape)
     return DescribedTensor(full, source.dtype, (Piece(Box.whole(full), source),))
-
-
-def _common_ranges(
-    ours: Iterator[tuple[int, int]], theirs: Iterator[tuple[int, int]]
-) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, target): two divisions of the same elements, cut where either one cuts."""
-    start, stop = next(ours, (0, 0))
-    for target, target_stop in theirs:
-        while target < target_stop:
-            if start == stop:
-                start, stop = next(ours)
-            length = min(stop - start, target_stop - target)
-            yield start, start + length, target
-            start += length
-            target += length
 
 
 def _resolve(shape: tuple[int, ...], index: Index) -> tuple[Box, tuple[int, ...], tuple[bool, ...]]:

@@ -10,17 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from unshard.dtypes import DType
 from unshard.storage.files import InputFile
-from unshard.tensors.boxes import Box, row_major_strides, split_range
+from unshard.tensors.boxes import row_major_strides
+from unshard.tensors.strided import contiguous_stretch, gather, is_contiguous, stretches
 
-if TYPE_CHECKING:
-    import numpy as np
-
-# A strided read fetches the stretch of file that spans a box, at most this much at a time.
-_SPAN_BYTES = 1 << 20
 # Shorter runs cost more to copy one by one than to gather through a buffer.
 _SHORTEST_RUN_BYTES = 64 << 10
 
@@ -110,11 +106,7 @@ class FileSource:
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie one after the other."""
-        expected = row_major_strides(self.shape)
-        return self.count == 0 or all(
-            size == 1 or stride == wanted
-            for size, stride, wanted in zip(self.shape, self.strides, expected, strict=True)
-        )
+        return is_contiguous(self.shape, self.strides)
 
     def runs(self, start: int, stop: int) -> list[Run] | None:
         """Return the byte ranges that are elements `start` to `stop`.
@@ -127,20 +119,13 @@ class FileSource:
         if self.is_contiguous:
             length = (stop - start) * size
             return [Run(self.file, self.offset + start * size, length)] if length else []
-        inner, innermost = 1, 1  # elements of the longest contiguous trailing part
-        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if length != 1 and stride != innermost:
-                break
-            inner *= length
-            innermost = inner
+        inner = contiguous_stretch(self.shape, self.strides)
         if inner * size < _SHORTEST_RUN_BYTES:
             return None
-        runs = []
-        while start < stop:
-            end = min(stop, (start // inner + 1) * inner)
-            runs.append(Run(self.file, self.offset + self._element(start) * size, (end - start) * size))
-            start = end
-        return runs
+        return [
+            Run(self.file, self.offset + first * size, count * size)
+            for first, count in stretches(self.shape, self.strides, start, stop, inner)
+        ]
 
     def read(self, start: int, stop: int, into: memoryview) -> None:
         """Fill `into` with elements `start` to `stop`, little-endian.
@@ -148,52 +133,17 @@ class FileSource:
         Raises:
             DamagedFileError: The file is shorter than it should be, or has changed.
         """
-        import numpy as np
-
         if self.is_contiguous:
             self.file.read_into(self.offset + start * self.dtype.itemsize, into)
         else:
-            item = np.dtype(f"V{self.dtype.itemsize}")
-            done = 0
-            out = np.frombuffer(into, dtype=item)
-            for box in split_range(self.shape, start, stop):
-                self._read_box(box, out[done : done + box.volume].reshape(box.shape))
-                done += box.volume
+            gather(
+                self.shape, self.strides, start, stop, into, itemsize=self.dtype.itemsize, fetch=self._fetch
+            )
         if self.byte_order == "big":
             _swap_bytes(into, self.dtype)
 
-    def _element(self, index: int) -> int:
-        """Return the position in the file, in elements, of the `index`-th element in row-major order."""
-        position = 0
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            index, coordinate = divmod(index, size)
-            position += coordinate * stride
-        return position
-
-    def _read_box(self, box: Box, out: np.ndarray) -> None:
-        """Fill `out` with a box, walking the file forward in stretches of at most `_SPAN_BYTES`."""
-        import numpy as np
-
-        # Outer dimensions (large strides) are looped over until what remains spans a small stretch.
-        order = sorted(range(len(self.shape)), key=lambda d: -self.strides[d])
-        size = self.dtype.itemsize
-
-        def span(dimensions: Sequence[int]) -> int:
-            return (1 + sum((box.shape[d] - 1) * self.strides[d] for d in dimensions)) * size
-
-        looped = 0
-        while looped < len(order) and span(order[looped:]) > _SPAN_BYTES:
-            looped += 1
-        inner = order[looped:]
-        scratch = bytearray(span(inner))
-        strides = tuple(self.strides[d] * size for d in inner)
-        view = np.ndarray(tuple(box.shape[d] for d in inner), out.dtype, scratch, strides=strides)
-        target = out.transpose(order)
-        first = sum(i * s for i, s in zip(box.start, self.strides, strict=True))
-        for index in np.ndindex(*(box.shape[d] for d in order[:looped])):
-            element = first + sum(i * self.strides[d] for i, d in zip(index, order, strict=False))
-            self.file.read_into(self.offset + element * size, memoryview(scratch))
-            target[index] = view
+    def _fetch(self, element: int, into: memoryview) -> None:
+        self.file.read_into(self.offset + element * self.dtype.itemsize, into)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from typing import overload
 
 from unshard.dtypes import DType
 from unshard.tensors.boxes import Box, box_ranges, row_major_strides, split_range
-from unshard.tensors.described import DescribedTensor, Piece
+from unshard.tensors.described import DescribedTensor
+from unshard.tensors.pieces import Piece
 from unshard.tensors.sources import FileSource, Place, Run, Source
 from unshard.tensors.strided import contiguous_stretch, gather, is_contiguous, restrided, stretches
 
