@@ -198,6 +198,9 @@ class Checkpoint:
         base_hints: Where the base may be, best first.
         side_files: Files of a model folder that lie beside the tensors (configuration, tokenizer,
             ...), by name.
+        embedded: Content of such files that lies inside the checkpoint, by name.
+        scratch_bytes: Room that reading the tensors takes where temporary files go; 0 unless they are
+            compressed.
         findings: What a person should know so far.
     """
 
@@ -218,6 +221,8 @@ class Checkpoint:
     training: TrainingParameters | None = None
     base_hints: tuple[BaseHint, ...] = ()
     side_files: Mapping[str, Path] = field(default_factory=dict)
+    embedded: Mapping[str, bytes] = field(default_factory=dict)
+    scratch_bytes: int = 0
     findings: tuple[Finding, ...] = ()
 
     def __getitem__(self, name: str) -> DescribedTensor:

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
+from unshard.checkpoint import Replica
 from unshard.dtypes import DTYPES, DType
+from unshard.errors import InputError
 from unshard.readers.dcp.blobs import Blob, Found, look_into
+from unshard.readers.dcp.compressed import CompressedSource, Scratch
 from unshard.readers.dcp.tables import PLACE_FIELDS, TensorRow
 from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
@@ -41,6 +44,7 @@ class Chunks:
         numbers: The rows of their chunks.
         kept: For every tensor, which of its chunks are its pieces; others repeat one of these.
         files: Every file by its number in the tables; those that hold nothing of the model are None.
+        scratch: Unpacks compressed blobs.
     """
 
     keys: Sequence[str]
@@ -49,6 +53,7 @@ class Chunks:
     numbers: Sequence[np.ndarray]
     kept: Sequence[Sequence[int]]
     files: Sequence[InputFile | None]
+    scratch: Scratch
     _starts: list[int] = field(default_factory=list)
     _found: dict[int, Found] = field(default_factory=dict)
 
@@ -69,6 +74,21 @@ class Chunks:
             for i, row in enumerate(self.rows)
         }
 
+    def replicas(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[Replica]:
+        """Return the chunks that repeat one of those that are pieces.
+
+        Args:
+            groups: For every tensor, groups of chunks that are the same; the first of each is a piece.
+        """
+        found = []
+        for at, repeated in enumerate(groups):
+            for first, *others in repeated:
+                kept = self.piece(at, first)
+                for other in others:
+                    source = self.piece(at, other).source
+                    found.append(Replica(self.rows[at].name, kept.box, kept.source, source))
+        return found
+
     def piece(self, at: int, number: int) -> Piece:
         """Return chunk `number` of tensor `at`."""
         dimensions = len(self.rows[at].shape)
@@ -80,23 +100,30 @@ class Chunks:
     def blob(self, index: int) -> Blob:
         """Return what the metadata says of a chunk."""
         at = bisect_right(self._starts, index) - 1
-        row = self.rows[at]
         numbers = self.numbers[at][index - self._starts[at]].tolist()
-        dimensions = len(row.shape)
+        dimensions = len(self.rows[at].shape)
         file, start, length, _ = numbers[-PLACE_FIELDS:]
         described = self.files[file]
         assert described is not None
-        shape = tuple(numbers[dimensions : 2 * dimensions])
-        return Blob(row.name, described, start, start + length, shape, self.dtypes[at])
+        return Blob(
+            name=self.rows[at].name,
+            key=self.keys[at],
+            file=described,
+            start=start,
+            stop=start + length,
+            offset=tuple(numbers[:dimensions]),
+            shape=tuple(numbers[dimensions : 2 * dimensions]),
+            dtype=self.dtypes[at],
+        )
+
+    def is_compressed(self, index: int) -> bool:
+        """Return whether the blob of a chunk is compressed."""
+        at = bisect_right(self._starts, index) - 1
+        return bool(self.numbers[at][index - self._starts[at], -1])
 
     def count(self, index: int) -> int:
         """Return how many elements a chunk has."""
-        at = bisect_right(self._starts, index) - 1
-        dimensions = len(self.rows[at].shape)
-        count = 1
-        for size in self.numbers[at][index - self._starts[at]][dimensions : 2 * dimensions].tolist():
-            count *= size
-        return count
+        return self.blob(index).count
 
     def origin(self, index: int) -> str:
         """Return which file a chunk lies in, and where."""
@@ -104,6 +131,8 @@ class Chunks:
 
     def locate(self, index: int) -> Source:
         """Return the elements of a chunk."""
+        if self.is_compressed(index):
+            return CompressedSource(self.scratch, self.blob(index))
         return self.find(index).source
 
     def find(self, index: int) -> Found:
@@ -116,10 +145,35 @@ class Chunks:
             self._found[index] = found
         return found
 
+    @property
+    def checked_bytes(self) -> int:
+        """Bytes of all chunks that are not compressed; each is expected to have a checksum."""
+        total = 0
+        for row, dtype, numbers in zip(self.rows, self.dtypes, self.numbers, strict=True):
+            dimensions = len(row.shape)
+            plain = numbers[numbers[:, -1] == 0]
+            total += int(plain[:, dimensions : 2 * dimensions].prod(axis=1).sum()) * dtype.itemsize
+        return total
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Room that compressed blobs take when they are unpacked, at the most."""
+        compressed = sum(int(numbers[:, -1].any()) for numbers in self.numbers)
+        return self.scratch.capacity if compressed else 0
+
+    def has_checksums(self) -> bool:
+        """Return whether the first chunk has a checksum, as then all have; True where that cannot be told."""
+        if not len(self) or self.is_compressed(0):
+            return True
+        try:
+            return self.find(0).checksum is not None
+        except InputError:  # which is told when it is read
+            return True
+
     def checksums(self) -> Iterator[Checksum]:
-        """Yield the checksum of every chunk that has one."""
+        """Yield the checksum of every chunk that has one; compressed ones are checked when they are read."""
         for index in range(len(self)):
-            checksum = self.find(index).checksum
+            checksum = None if self.is_compressed(index) else self.find(index).checksum
             if checksum is not None:
                 yield checksum
 

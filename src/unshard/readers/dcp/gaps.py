@@ -106,6 +106,26 @@ def find_stale(folder: Folder, names: Collection[str]) -> Iterator[Finding]:
         )
 
 
+def find_silent_ranks(folder: Folder, names: Collection[str]) -> Iterator[Finding]:
+    """Yield the ranks that left no metadata, where every rank writes its own.
+
+    Args:
+        folder: The folder.
+        names: Names of the metadata of ranks in it.
+    """
+    told = {int(name[len("__") : -len(".metadata")]) for name in names}
+    wrote = ranks_of(folder.files)
+    silent = sorted((set(range(max(told) + 1)) | set(wrote)) - told)
+    if silent:
+        yield finding(
+            "U110",
+            subject=f"__{_ranges(silent) if len(silent) == 1 else '{' + _ranges(silent) + '}'}.metadata",
+            saw=f"{_ranks(silent)} left no metadata of their own; {len(told)} ranks did",
+            remedy="Copy their files here from the nodes that wrote them, or give the folders of all nodes."
+            " If data files of these ranks are of an older save, delete them.",
+        )
+
+
 def find_unfinished(folder: Folder, *, leftover: str | None, is_whole: bool) -> Finding:
     """Return what is known of a folder without metadata.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from unshard.checkpoint import Extra, ExtraKind
 from unshard.readers.dcp.tables import ItemRow, Keys, Tables, TensorRow
 from unshard.readers.rendering import cut
-from unshard.readers.torch_save.contents import are_moments, kind_of_key, value_kind
+from unshard.readers.torch_save.contents import are_moments, kind_of_key
 
 Container = tuple[str, ...]
 
@@ -35,12 +35,14 @@ class Groups:
     Attributes:
         models: By container, the tensors of everything that may be a model, by their names in it.
         state: Names and sizes of training state, by where it lies and what it is.
-        values: Tensors of one number that are no part of a model, and items, by whole name.
+        numbers: Tensors of one number that are no part of a model, by whole name.
+        items: What is no tensor, and no training state.
     """
 
     models: dict[Container, dict[str, TensorRow]] = field(default_factory=dict)
     state: dict[tuple[str, ExtraKind], int] = field(default_factory=dict)
-    values: dict[str, TensorRow | ItemRow] = field(default_factory=dict)
+    numbers: dict[str, TensorRow] = field(default_factory=dict)
+    items: list[ItemRow] = field(default_factory=list)
 
     def extras(self) -> Iterable[Extra]:
         """Yield the training state."""
@@ -59,7 +61,7 @@ def find_groups(tables: Tables) -> Groups:
             groups.models.setdefault(container, {})[name] = tensor
     for item in tables.items:
         if not _note_state(groups, _keys(tables, item.name), item.length, is_tensor=False):
-            groups.values[item.name] = item
+            groups.items.append(item)
     _take_moments_out(groups, tables)
     _take_numbers_out(groups)
     _find_container(groups)
@@ -104,7 +106,7 @@ def _take_numbers_out(groups: Groups) -> None:
     numbers = [container for container, tensors in groups.models.items() if _are_numbers(tensors)]
     if len(numbers) < len(groups.models):
         for container in numbers:
-            groups.values |= {tensor.name: tensor for tensor in groups.models.pop(container).values()}
+            groups.numbers |= {tensor.name: tensor for tensor in groups.models.pop(container).values()}
 
 
 def _are_numbers(tensors: Mapping[str, TensorRow]) -> bool:
@@ -130,6 +132,3 @@ def _is_container(prefix: str, names: Iterable[str], groups: Groups) -> bool:
     """Return whether `model.` is a container, and not part of the names as in Hugging Face's models."""
     inner = {name.removeprefix(prefix).partition(".")[0] for name in names}
     return bool(groups.state) or bool(inner & {"model", "lm_head"})
-
-
-__all__ = ["Container", "Groups", "find_groups", "value_kind"]

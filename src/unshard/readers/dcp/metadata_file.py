@@ -7,8 +7,10 @@ own, whose C code is thirty times as fast.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from unshard.errors import DamagedFileError, InputError, UnsafeFileError, UnsupportedLayoutError
+from unshard.readers.dcp.merging import merge_tables
 from unshard.readers.dcp.table_builder import build_tables
 from unshard.readers.dcp.table_process import read_tables_apart
 from unshard.readers.dcp.tables import MetadataError, Tables
@@ -35,6 +37,19 @@ def read_metadata(file: InputFile) -> Tables:
         return read_tables_here(file)
     except MetadataError as error:
         raise explained(error, file) from None
+
+
+def read_metadata_of_ranks(files: Sequence[InputFile]) -> Tables:
+    """Return what the metadata of all ranks say together.
+
+    Raises:
+        InputError: One cannot be read, or ranks disagree.
+    """
+    tables = [read_metadata(file) for file in files]
+    try:
+        return merge_tables(tables)
+    except MetadataError as error:
+        raise explained(error, files[0]) from None
 
 
 def read_tables_here(file: InputFile) -> Tables:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from unshard.checkpoint import Replica
 from unshard.errors import IncompleteCheckpointError, UnsafeFileError, UnsupportedLayoutError
 from unshard.findings import Finding
+from unshard.readers.dcp.blobs import look_into
 from unshard.readers.dcp.chunks import Chunks, dtype_of
+from unshard.readers.dcp.compressed import Scratch, require_known
 from unshard.readers.dcp.gaps import find_missing, find_short, held_by_file
 from unshard.readers.dcp.geometry import cover, find_holes, find_unplaced, require_blobs, require_sizes
 from unshard.readers.dcp.tables import Tables, TensorRow
@@ -15,9 +19,15 @@ from unshard.readers.folders import Folder
 from unshard.readers.rendering import cut, listed
 from unshard.storage.files import InputFile
 
+_FREE_SCRATCH_BYTES = 64 << 20  # every blob takes some more than its chunk
 
-def describe_chunks(tables: Tables, tensors: Mapping[str, TensorRow], folder: Folder) -> Chunks:
-    """Return the chunks of a model, checked: they cover its tensors, and lie in files that are there.
+
+def describe_chunks(
+    tables: Tables, tensors: Mapping[str, TensorRow], folder: Folder
+) -> tuple[Chunks, list[Replica]]:
+    """Return the chunks of a model, and those that repeat others.
+
+    They are checked: they cover its tensors, and lie in files that are there.
 
     Raises:
         IncompleteCheckpointError: Files, ends of files, or parts of tensors are missing.
@@ -35,6 +45,7 @@ def describe_chunks(tables: Tables, tensors: Mapping[str, TensorRow], folder: Fo
     require_sizes(rows, dtypes, folder.path)
     coverages = [cover(row, one, folder.path) for row, one in zip(rows, numbers, strict=True)]
     require_blobs(rows, dtypes, numbers, tables.files, folder.path)
+    require_known((tables.transforms[n] for one in numbers for n in set(one[:, -1].tolist())), folder.path)
     held = held_by_file(rows, numbers)
     for file in held:
         require_plain_name(tables.files[file], folder)
@@ -51,7 +62,11 @@ def describe_chunks(tables: Tables, tensors: Mapping[str, TensorRow], folder: Fo
     if gaps:
         raise incomplete(folder, gaps)
     everything = [files.get(file) for file in range(len(tables.files))]
-    return Chunks(keys, rows, dtypes, numbers, [coverage.kept for coverage in coverages], everything)
+    kept = [coverage.kept for coverage in coverages]
+    sizes = (math.prod(row.shape) * dtype.itemsize for row, dtype in zip(rows, dtypes, strict=True))
+    scratch = Scratch(2 * max(sizes, default=0) + _FREE_SCRATCH_BYTES, look_into)
+    chunks = Chunks(keys, rows, dtypes, numbers, kept, everything, scratch)
+    return chunks, chunks.replicas([coverage.replicas for coverage in coverages])
 
 
 def require_plain_name(name: str, folder: Folder) -> None:
