@@ -36,6 +36,11 @@ class TrainedCheckpoint:
         """The truth about the newest checkpoint."""
         return self.truths[-1]
 
+    @property
+    def published(self) -> Path:
+        """The same weights as transformers publishes them: experts one by one, a tied pair once."""
+        return self.truth.with_suffix(".published.safetensors")
+
 
 def base_folder(folder: Path, run: Run) -> Path:
     """Return where the base of a run's model lies below the session's folder."""

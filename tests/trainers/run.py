@@ -11,7 +11,7 @@ class Wrapping:
 
     Attributes:
         fsdp: 1 for FullyShardedDataParallel, 2 for fully_shard, 0 for a model that is not distributed.
-        mesh: Names of the mesh's dimensions: ("fsdp",), ("replicate", "shard") or ("fsdp", "tp"); of two
+        mesh: Names of the mesh's dimensions: ("fsdp",), ("ddp", "fsdp") or ("fsdp", "tp"); of two
             dimensions the first has two ranks. Empty for FSDP1 over the default process group.
         use_orig_params: FSDP1's option of that name.
         activation_checkpoints: Whether every layer is wrapped in an activation checkpoint.

@@ -7,8 +7,8 @@ from trainers.run import Run, Wrapping
 FSDP1 = Wrapping(fsdp=1, mesh=())
 FSDP1_ORIGINAL = Wrapping(fsdp=1, mesh=(), use_orig_params=True)
 FSDP1_MESH = Wrapping(fsdp=1)
-FSDP1_HYBRID = Wrapping(fsdp=1, mesh=("replicate", "shard"))
-HYBRID = Wrapping(mesh=("replicate", "shard"))
+FSDP1_HYBRID = Wrapping(fsdp=1, mesh=("ddp", "fsdp"))
+HYBRID = Wrapping(mesh=("ddp", "fsdp"))
 TENSOR_PARALLEL = Wrapping(mesh=("fsdp", "tp"))
 
 
