@@ -53,6 +53,14 @@ def expected_from_class(config: Mapping[str, object]) -> Expectation | None:
     return _asked(config, _describe)
 
 
+def registered_from_class(config: Mapping[str, object]) -> dict[str, tuple[int, ...]] | None:
+    """Return the parameters of a class by their names in memory, each once, as it registers them.
+
+    None where the class cannot be asked.
+    """
+    return _asked(config, _registered)
+
+
 def recipe_from_class(config: Mapping[str, object]) -> Recipe | None:
     """Return how the class named by a configuration translates names, or None where it cannot be asked.
 
@@ -136,6 +144,11 @@ def _describe(model: PreTrainedModel) -> Expectation:
     }
     origin = f"the class {type(model).__name__} of transformers {transformers.__version__}"
     return Expectation(tensors, origin, ties, in_order=list(published) == [n for n in state if n not in tied])
+
+
+def _registered(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    tied = model.all_tied_weights_keys
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if name not in tied}
 
 
 def _published_name(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> str:

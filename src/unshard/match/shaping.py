@@ -16,6 +16,7 @@ from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
 from unshard.match.names import find_naming
 from unshard.match.needs import Needs, Shape, is_tied, known_pairs, needs_of
+from unshard.recipes.registration_order import registration_order
 
 OPTION = "--accept-inferred-shapes"
 
@@ -147,7 +148,15 @@ class BaseShapes:
 
     def registered(self) -> Mapping[str, Shape] | None:
         """Return the parameters in the order in which the model registers them, or None if unknown."""
-        return self.parameters() if self.base.expected_in_order else None
+        parameters = self.parameters()
+        if self.base.expected_in_order:
+            return parameters
+        order = registration_order(parameters)
+        if order is not None:
+            return {name: parameters[name] for name in order}
+        from unshard.base.model_class import registered_from_class
+
+        return registered_from_class(self.base.config)
 
     def _with_ties(self, names: list[str]) -> dict[str, Shape]:
         """Return the shapes that the base knows, and those of names that share a tensor with these."""
