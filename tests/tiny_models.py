@@ -108,7 +108,7 @@ def as_matched(tensors: Mapping[str, Tensor], *, dtype: str | None = None) -> Mo
     """Return tensors as a matched model, cast to `dtype` where one is given."""
     if dtype is not None:
         tensors = {name: CastTensor(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
-    return Model(tensors, {name: name for name in tensors}, (), {}, ())
+    return Model(tensors, {name: (name,) for name in tensors}, (), {}, ())
 
 
 def side_files_of(folder: Path) -> list[SideFile]:

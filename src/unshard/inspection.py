@@ -12,6 +12,7 @@ from unshard.checks.inference_files import missing_files
 from unshard.findings import Finding
 from unshard.match import with_shapes_to_show
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
+from unshard.match.experts import regroup_to
 from unshard.plan import OutputFile
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.recipes.families import Sizes, family_of, sizes_of
@@ -236,8 +237,9 @@ def _predict_files(checkpoint: Checkpoint, base: Base | None) -> tuple[OutputFil
     wanted = (base.expected or {}) if base else {}
     default = configured_dtype(base)
     tensors: dict[str, Tensor] = {}
-    for plain, name in _plain_names(checkpoint).items():
-        tensor: Tensor = checkpoint.tensors[name]
+    found = {plain: checkpoint.tensors[name] for plain, name in _plain_names(checkpoint).items()}
+    for plain, described in (regroup_to(found, wanted, base.config) if base else found).items():
+        tensor: Tensor = described
         expected = wanted.get(plain)
         if wanted and expected is None:
             continue  # a tied duplicate, a buffer: the base does without it

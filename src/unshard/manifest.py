@@ -51,7 +51,7 @@ class ManifestTensor:
         file: The file it is in.
         dtype: Its dtype there, by torch's name.
         shape: Its shape.
-        source: Its name in the checkpoint.
+        source: Its name in the checkpoint, or all names where it is made of several tensors.
         source_dtype: Its dtype in the checkpoint; another one than `dtype` means a cast.
         sha256: Digest of its bytes in the output, or None where digests were not asked for.
     """
@@ -59,7 +59,7 @@ class ManifestTensor:
     file: str
     dtype: str
     shape: tuple[int, ...]
-    source: str
+    source: str | tuple[str, ...]
     source_dtype: str
     sha256: str | None
 
@@ -101,7 +101,9 @@ def read_manifest(path: Path) -> Manifest | None:
                 path, "is a manifest of another version", saw=plain["manifest"], expected=_VERSION
             )
         tensors = {
-            name: ManifestTensor(**{**tensor, "shape": tuple(tensor["shape"])})
+            name: ManifestTensor(
+                **{**tensor, "shape": tuple(tensor["shape"]), "source": _read_source(tensor["source"])}
+            )
             for name, tensor in plain["tensors"].items()
         }
         plain = {key: value for key, value in plain.items() if key != "manifest"}
@@ -115,6 +117,10 @@ def read_manifest(path: Path) -> Manifest | None:
             saw=f"{type(error).__name__}: {error}",
             hint="Convert the checkpoint again; a model folder without a sound manifest proves nothing.",
         ) from error
+
+
+def _read_source(source: str | list[str]) -> str | tuple[str, ...]:
+    return source if isinstance(source, str) else tuple(source)
 
 
 def manifest_name(target: Path) -> str:
@@ -145,8 +151,8 @@ def describe_conversion(
                 file=file.name,
                 dtype=placement.tensor.dtype.name,
                 shape=placement.tensor.shape,
-                source=model.sources[placement.name],
-                source_dtype=checkpoint.tensors[model.sources[placement.name]].dtype.name,
+                source=_one_or_all(model.sources[placement.name]),
+                source_dtype=checkpoint.tensors[model.sources[placement.name][0]].dtype.name,
                 sha256=digests.get(placement.name),
             )
             for file in plan.files
@@ -162,6 +168,10 @@ def describe_conversion(
         findings=tuple(item.to_json() for item in findings),
         proof=proof,
     )
+
+
+def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
 
 
 def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:

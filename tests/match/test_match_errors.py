@@ -1,5 +1,7 @@
 """Errors: everything that does not fit is named at once, with its likely cause and the next action."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,14 +126,18 @@ def test_a_base_of_another_family_is_named(base_folder: Folder, state: States, t
     )
 
 
-def test_fused_experts_beside_a_base_with_single_ones_are_explained(
+def test_experts_that_nothing_takes_apart_are_explained(
     base_folder: Folder, state: States, tmp_path: Path
 ) -> None:
-    error = refused(state("mixtral"), base_folder("mixtral"), tmp_path)
-    assert error.hint == (
+    base = shutil.copytree(base_folder("mixtral"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_bytes())
+    config |= {"model_type": "of_their_own", "architectures": ["OfTheirOwnForCausalLM"]}
+    (base / "config.json").write_text(json.dumps(config))
+    assert refused(state("mixtral"), base, tmp_path).hint == (
         "`model.layers.0.mlp.experts.gate_up_proj` holds all experts of a layer in one tensor, as "
-        "transformers 5 has them in memory; the base has one tensor per expert, as published files do. "
-        "Fused experts are not split: save the model with save_pretrained, which splits them."
+        "transformers 5 has them in memory; the base has one tensor per expert, and nothing tells how models "
+        'of type `of_their_own` are taken apart. Try pip install -U "unshard[hf]": transformers may know it; '
+        "or save with save_pretrained."
     )
 
 

@@ -125,7 +125,7 @@ def test_every_source_tensor_has_exactly_one_decision(
     model = match_state(wrapped_state, base_folder("gemma2"), tmp_path)
     assert [decision.source for decision in model.decisions] == list(wrapped_state)
     assert {d.target for d in model.decisions} == {*model.tensors, None}
-    assert model.sources["model.norm.weight"] == "module.model.norm.weight"
+    assert model.sources["model.norm.weight"] == ("module.model.norm.weight",)
     assert next(d for d in model.decisions if d.target == "model.norm.weight").reason == "renamed"
 
 

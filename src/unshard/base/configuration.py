@@ -27,6 +27,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "intermediate_size": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "moe_intermediate_size"),
     "vocab_size": ("vocab_size", "padded_vocab_size"),
+    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "dtype": ("dtype", "torch_dtype"),
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct", "rope_pct"),

@@ -49,7 +49,7 @@ def require_plain(outline: Outline, *, policy: str) -> None:
 
 def effective_policy(outline: Outline, policy: str) -> str:
     """Return `keep` for a quantised model of which only the configuration is known: nothing may be cast."""
-    tensors = outline.checkpoint.tensors
+    tensors = outline.tensors
     whole = any(map(quantisation_kind, tensors)) or any(is_quantised(t.dtype) for t in tensors.values())
     return "keep" if policy == "base" and whole and outline.needs is None else policy
 
@@ -83,7 +83,7 @@ def fit_error(draft: Draft) -> UnshardError:
     """
     outline = draft.outline
     assert outline.base is not None
-    tensors = outline.checkpoint.tensors
+    tensors = outline.tensors
     shapes = {source: tensor.shape for source, tensor in tensors.items()}
     prefixes = [] if outline.needs is None else model_prefixes(shapes, outline.needs)
     below = [prefix for prefix in prefixes if prefix]
@@ -117,7 +117,7 @@ def _names_unlike(draft: Draft, needs: Needs) -> Iterator[Mismatch]:
 
 def _shapes_unlike(draft: Draft, base: Base, needs: Needs, tokens: int | None) -> Iterator[Mismatch]:
     """Yield tensors of other shapes, and note a vocabulary that training resized."""
-    tensors = draft.outline.checkpoint.tensors
+    tensors = draft.outline.tensors
     ours = {name: tensors[source].shape for name, source in draft.kept.items()}
     wanted = {name: t.shape for name, t in needs.expected.items() if t.shape is not None and name in ours}
     draft.resize = find_resize(ours, wanted, base.config, tokens=tokens)
@@ -135,7 +135,7 @@ def _dtypes_unlike(draft: Draft, policy: str) -> Iterator[Mismatch]:
     """Yield tensors whose numbers no cast turns into what is wanted."""
     outline = draft.outline
     for name, source in draft.kept.items():
-        tensor = outline.checkpoint.tensors[source]
+        tensor = outline.tensors[source]
         wanted = dtype_of(name, tensor, policy=policy, base=outline.base, needs=outline.needs)
         needed = (
             outline.needs.expected[name].dtype if outline.needs and name in outline.needs.expected else None

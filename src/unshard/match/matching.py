@@ -17,9 +17,10 @@ from unshard.match.config_edits import (
 )
 from unshard.match.draft import Draft, new_draft
 from unshard.match.dtype_policy import check_training_precision, dtype_of, main_dtype, require_policy
+from unshard.match.experts import Regrouped
 from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
-from unshard.match.outline import outline_of
+from unshard.match.outline import Outline, outline_of
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
 from unshard.match.vocabulary import vocabulary_edits
@@ -63,7 +64,7 @@ def match_model(checkpoint: Checkpoint, base: Base | None, *, dtype: str, answer
         *check_training_precision(checkpoint.training, checkpoint.tensors),
         *([] if base is None else check_edits(base.config, edits)),
     )
-    sources = {target: draft.kept[target] for target in tensors}
+    sources = {target: outline.origins(draft.kept[target]) for target in tensors}
     return Model(tensors, sources, tuple(_decisions(draft, tensors)), edits, findings)
 
 
@@ -72,7 +73,7 @@ def _typed(draft: Draft, policy: str) -> dict[str, Tensor]:
     outline = draft.outline
     targets = {source: target for target, source in draft.kept.items()}
     tensors: dict[str, Tensor] = {}
-    for source, tensor in outline.checkpoint.tensors.items():
+    for source, tensor in outline.tensors.items():
         if source in targets:
             name = targets[source]
             dtype = dtype_of(name, tensor, policy=policy, base=outline.base, needs=outline.needs)
@@ -96,29 +97,49 @@ def _config_edits(draft: Draft, base: Base, tensors: Mapping[str, Tensor]) -> di
 
 
 def _decisions(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Decision]:
-    """Yield what happens to every tensor of the checkpoint, and why."""
+    """Yield what happens to every tensor of the checkpoint, or to every part of it, and why."""
+    outline = draft.outline
     targets = {source: target for target, source in draft.kept.items()}
-    for source in draft.outline.checkpoint.tensors:
-        if source in draft.dropped:
-            yield Decision(source, None, draft.dropped[source])
-            continue
-        tensor = tensors[targets[source]]
-        reasons = ["renamed"] if targets[source] != source else []
-        if isinstance(tensor, CastTensor):
-            reasons.append(f"cast from {tensor.source.dtype} to {tensor.dtype}")
-        yield Decision(source, targets[source], ", ".join(reasons))
+    made: dict[str, list[str]] = {name: [] for name in outline.checkpoint.tensors}
+    for source in outline.tensors:
+        for name in outline.origins(source):
+            made[name].append(source)
+    for name, sources in made.items():
+        for source in sources:
+            if source in draft.dropped:
+                yield Decision(name, None, draft.dropped[source])
+                continue
+            tensor = tensors[targets[source]]
+            reasons = [
+                *_reasons(outline, name, source, len(sources)),
+                *(["renamed"] if targets[source] != name else []),
+            ]
+            if isinstance(tensor, CastTensor):
+                reasons.append(f"cast from {tensor.source.dtype} to {tensor.dtype}")
+            yield Decision(name, targets[source], ", ".join(reasons))
+
+
+def _reasons(outline: Outline, name: str, source: str, parts: int) -> Iterator[str]:
+    """Yield what was done to a tensor of the checkpoint to make a source of it."""
+    together = len(outline.origins(source))
+    if parts > 1:
+        yield f"one of {parts} parts of it"
+    elif together > 1:
+        yield f"put together with {together - 1} more"
+    elif outline.tensors[source] is not outline.checkpoint.tensors[name]:
+        yield "two dimensions exchanged"
 
 
 def _check_names(draft: Draft) -> Iterator[Finding]:
     """Yield what was done to the names, and whether that could be checked."""
     outline, naming = draft.outline, draft.outline.naming
-    total = len(naming.names)
+    total = len(outline.checkpoint.tensors)
     if naming.removed:
         counts = ", ".join(
             f"`{segment}` in {count} of {total} names" for segment, count in naming.removed.items()
         )
         yield finding("U201", subject=", ".join(naming.removed), saw=counts)
-    share = f"{naming.changed} of {total} names"
+    share = f"{naming.changed} of {len(naming.names)} names"
     if naming.prefix or naming.added:
         what = [
             *([f"`{naming.prefix}` was removed from the front"] if naming.prefix else []),
@@ -129,6 +150,8 @@ def _check_names(draft: Draft) -> Iterator[Finding]:
     if naming.renaming:
         saw = f"{naming.renaming}: {share}"
         yield finding("U201", subject="names in memory", saw=saw, expected=_proof(draft))
+    if outline.regrouped is not None:
+        yield from _check_experts(outline.regrouped, total, proof=_proof(draft))
     if outline.needs is None:
         yield _unchecked(outline.base, total)
         return
@@ -150,10 +173,32 @@ def _check_names(draft: Draft) -> Iterator[Finding]:
         )
 
 
-def _proof(draft: Draft) -> str:
-    """Return what proves a renaming right."""
-    base = draft.outline.base
-    return f"exactly the names that the base has ({base.expected_from})" if base is not None else ""
+def _check_experts(regrouped: Regrouped, total: int, *, proof: str | None) -> Iterator[Finding]:
+    """Yield what was done to experts, and to names that go with it."""
+    published = regrouped.side == "published"
+    if regrouped.renamed:
+        other = "names in memory" if published else "published names"
+        saw = f"as transformers 5 translates them: {regrouped.renamed} of {total} names"
+        yield finding("U201", subject=other, saw=saw, expected=proof)
+    if regrouped.exchanged:
+        saw = f"two dimensions of {regrouped.exchanged} tensors were exchanged"
+        yield finding("U207", subject="experts", saw=saw, expected=proof)
+    if regrouped.before:
+        before, after = regrouped.before, regrouped.after
+        saw = (
+            f"{before} tensors, each with all experts of a layer, are {after} with one expert each"
+            if published
+            else f"{before} tensors, each with one expert, are {after} with all experts of a layer"
+        )
+        yield finding("U207", subject="experts", saw=saw, expected=proof)
+
+
+def _proof(draft: Draft) -> str | None:
+    """Return what proves a renaming right, if something does."""
+    outline = draft.outline
+    if outline.base is None or outline.needs is None:
+        return None
+    return f"exactly the names that the base has ({outline.base.expected_from})"
 
 
 def _unchecked(base: Base | None, total: int) -> Finding:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unshard.base import Base
+from unshard.base.configuration import lookup_int
 from unshard.errors import MatchError, Mismatch
 from unshard.match.needs import Needs, Shape
+from unshard.recipes.experts import RECIPES
 from unshard.recipes.families import Sizes, family_of, sizes_of
 from unshard.recipes.known_models import nearest_model
 from unshard.recipes.leftovers import flat_parameters
@@ -138,10 +140,16 @@ def _fused_experts(evidence: Evidence) -> str | None:
     ]
     if not fused or not any(".experts." in name for name in evidence.names("missing")):
         return None
+    kind, experts = evidence.base.config.get("model_type"), lookup_int(evidence.base.config, "num_experts")
+    if kind in RECIPES:
+        return (
+            f"`{fused[0]}` is {evidence.shapes[fused[0]]}, and the base has {experts} experts in a layer: it "
+            "cannot be taken apart to these. Name the model that training started from with --base."
+        )
     return (
         f"`{fused[0]}` holds all experts of a layer in one tensor, as transformers 5 has them in memory; the "
-        "base has one tensor per expert, as published files do. Fused experts are not split: save the model "
-        "with save_pretrained, which splits them."
+        f"base has one tensor per expert, and nothing tells how models of type `{kind}` are taken apart. "
+        'Try pip install -U "unshard[hf]": transformers may know it; or save with save_pretrained.'
     )
 
 

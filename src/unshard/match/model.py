@@ -11,7 +11,7 @@ from unshard.tensors import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to one tensor of the checkpoint.
+    """What happens to one tensor of the checkpoint, or to one part of it.
 
     Attributes:
         source: Its name in the checkpoint.
@@ -31,15 +31,17 @@ class Model:
     Attributes:
         tensors: Every tensor of the output by its final name, in the checkpoint's order; a cast is
             already part of the tensor.
-        sources: For every name in `tensors`, the name of the tensor in the checkpoint.
-        decisions: One for every tensor of the checkpoint, in its order.
+        sources: For every name in `tensors`, the names of the tensors in the checkpoint that it is
+            made of: one, or many where experts were put together.
+        decisions: One for every tensor of the checkpoint, in its order; one for every part where
+            experts were taken apart.
         config_edits: What the tensors prove wrong in the base's config.json, by dotted key
             (`text_config.vocab_size`); None removes a key.
         findings: What a person should know.
     """
 
     tensors: Mapping[str, Tensor]
-    sources: Mapping[str, str]
+    sources: Mapping[str, tuple[str, ...]]
     decisions: tuple[Decision, ...]
     config_edits: Mapping[str, object]
     findings: tuple[Finding, ...]

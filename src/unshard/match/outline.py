@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from unshard.base import Base
 from unshard.checkpoint import Checkpoint
+from unshard.match.experts import Regrouped
+from unshard.match.fitting import fit_to
 from unshard.match.frequencies import rotary_variants
-from unshard.match.names import Naming, find_naming, naming_without_base
+from unshard.match.names import Naming
 from unshard.match.needs import Account, Needs, Shape, needs_of
 from unshard.match.questions import EqualQuestion, Question, RecomputableQuestion
 from unshard.match.ties import Ties, find_ties
 from unshard.recipes.leftovers import is_training_only
 from unshard.recipes.recomputable import Kind, recomputable_kind
+from unshard.tensors import DescribedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +27,21 @@ class Outline:
         checkpoint: The checkpoint.
         base: Its base.
         needs: What the model needs, where that is known.
-        naming: The names of its tensors in the model.
+        tensors: The tensors of the checkpoint, with experts taken apart or put together as the base has
+            them; "source" names one of these.
+        regrouped: How that was done, or None where it was not.
+        naming: The names of the tensors in the model.
         account: How far these give what is needed, where that is known.
         ties: What they share.
-        training_only: Tensors that are state of training, by their names in the checkpoint.
-        recomputable: Tensors that the model may compute itself, and how.
+        training_only: Sources that are state of training.
+        recomputable: Sources that the model may compute itself, and how.
     """
 
     checkpoint: Checkpoint
     base: Base | None
     needs: Needs | None
+    tensors: Mapping[str, DescribedTensor]
+    regrouped: Regrouped | None
     naming: Naming
     account: Account | None
     ties: Ties
@@ -42,25 +50,24 @@ class Outline:
 
     @property
     def sources(self) -> dict[str, str]:
-        """The name in the checkpoint of every name in the model."""
+        """The source of every name in the model."""
         return {target: source for source, target in self.naming.names.items()}
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the tensors by their names in the model."""
-        tensors = self.checkpoint.tensors
-        return {target: tensors[source].shape for source, target in self.naming.names.items()}
+        return {target: self.tensors[source].shape for source, target in self.naming.names.items()}
+
+    def origins(self, source: str) -> tuple[str, ...]:
+        """Return the names in the checkpoint of what a source is made of."""
+        return (source,) if self.regrouped is None else self.regrouped.origins[source]
 
 
 def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
     """Return what names, shapes and configuration tell of a checkpoint."""
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    needs = None if base is None else needs_of(base, shapes)
-    account: Account | None = None
-    if needs is None:
-        naming = naming_without_base(shapes)
-    else:
-        naming, account = find_naming(shapes, needs)
+    needs = None if base is None else needs_of(base, checkpoint.tensors)
+    fit = fit_to(checkpoint.tensors, needs, None if base is None else base.config)
+    naming, shapes = fit.naming, {name: tensor.shape for name, tensor in fit.tensors.items()}
     training_only = frozenset(source for source, target in naming.names.items() if is_training_only(target))
     ties = find_ties(
         {target: shapes[source] for source, target in naming.names.items() if source not in training_only},
@@ -73,7 +80,18 @@ def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
         for source, target in naming.names.items()
         if base is not None and target not in known and (kind := recomputable_kind(target, shapes[source]))
     }
-    return Outline(checkpoint, base, needs, naming, account, ties, training_only, recomputable)
+    return Outline(
+        checkpoint,
+        base,
+        needs,
+        fit.tensors,
+        fit.regrouped,
+        naming,
+        fit.account,
+        ties,
+        training_only,
+        recomputable,
+    )
 
 
 def questions_for(checkpoint: Checkpoint, base: Base | None) -> tuple[Question, ...]:
@@ -84,7 +102,7 @@ def questions_for(checkpoint: Checkpoint, base: Base | None) -> tuple[Question, 
         base: The base, or None.
     """
     outline = outline_of(checkpoint, base)
-    tensors, sources = checkpoint.tensors, outline.sources
+    tensors, sources = outline.tensors, outline.sources
     questions: list[Question] = []
     for group in outline.ties.groups:
         first, *others = (sources[name] for name in group.present)

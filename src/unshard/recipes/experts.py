@@ -46,6 +46,11 @@ class Fusion:
         """Whether the first dimension, in memory, counts experts."""
         return "*" in self.published[0]
 
+    @property
+    def last_dimension(self) -> int:
+        """The last dimension, in memory, of which the fusion speaks."""
+        return max(self.joined or 0, *(self.swapped or (0,)))
+
     def head_of(self, name: str) -> str | None:
         """Return what stands before the ending in memory, or None where a name ends otherwise."""
         return name.removesuffix(self.memory) if name.endswith(self.memory) else None
@@ -107,11 +112,6 @@ class Recipe:
         for each in self.renames if side == "memory" else reversed(self.renames):
             name = each.apply(name, side)
         return name
-
-    @property
-    def keeps_names(self) -> bool:
-        """Whether some tensor has the same name on both sides, and other dimensions."""
-        return any(fusion.published == (fusion.memory,) for fusion in self.fusions)
 
 
 def literally(text: str) -> str:
@@ -180,8 +180,3 @@ RECIPES: dict[str, Recipe] = {
 def every_recipe() -> Iterator[Recipe]:
     """Yield every recipe that changes something, each once."""
     yield from (recipe for recipe in dict.fromkeys(RECIPES.values()) if recipe != Recipe())
-
-
-def speaks_of_experts(name: str) -> bool:
-    """Return whether a tensor of this name belongs to the experts of a layer, or chooses among them."""
-    return "expert" in name or "moe" in name or ".router." in name

@@ -1,0 +1,103 @@
+"""Names, and groups of experts, that fit the base: tried in turn, and taken by proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from unshard.base.configuration import Config
+from unshard.match.experts import Regrouped, Tensors, recipes_for, regroup
+from unshard.match.names import Naming, find_naming, naming_without_base
+from unshard.match.needs import Account, Needs, Shape
+from unshard.recipes.experts import Side
+
+_SIDES: tuple[Side, ...] = ("published", "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The tensors of a checkpoint under the names of the model.
+
+    Attributes:
+        tensors: The tensors, with experts taken apart or put together where that fits.
+        naming: The names of these tensors in the model.
+        account: How far they give what is needed, where that is known.
+        regrouped: How experts were taken apart or put together, or None where they were not.
+    """
+
+    tensors: Tensors
+    naming: Naming
+    account: Account | None
+    regrouped: Regrouped | None = None
+
+
+def fit_to(tensors: Tensors, needs: Needs | None, config: Config | None) -> Fit:
+    """Return the tensors as they fit what the model needs, exactly or as nearly as can be.
+
+    Args:
+        tensors: The tensors by their names in the checkpoint.
+        needs: What the model needs; without it, experts are named as published files name them.
+        config: The base's configuration, or None where there is no base.
+    """
+    if config is None:
+        return Fit(tensors, naming_without_base(_shapes(tensors)), None)
+    plain = _named(tensors, needs)
+    is_exact = plain.account is not None and plain.account.is_exact
+    if is_exact and not _unlike(plain, needs):
+        return plain
+    stem = naming_without_base(_shapes(tensors))
+    bare = {stem.names[name]: tensor for name, tensor in tensors.items()}
+    best = plain
+    for recipe in recipes_for(config, ask_class=needs is not None and not is_exact):
+        for side in _SIDES if needs is not None else _SIDES[:1]:
+            found = regroup(bare, recipe, side, config)
+            if found is None:
+                continue
+            fit = _from_checkpoint(_named(found.tensors, needs), found, stem)
+            if needs is None:
+                return fit
+            best = max(best, fit, key=lambda fit: _worth(fit, needs))
+    return best
+
+
+def _shapes(tensors: Tensors) -> dict[str, Shape]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _named(tensors: Tensors, needs: Needs | None) -> Fit:
+    """Return tensors under other names, and nothing else of them changed."""
+    shapes = _shapes(tensors)
+    if needs is None:
+        return Fit(tensors, naming_without_base(shapes), None)
+    naming, account = find_naming(shapes, needs)
+    return Fit(tensors, naming, account)
+
+
+def _from_checkpoint(fit: Fit, regrouped: Regrouped, stem: Naming) -> Fit:
+    """Return a fit of regrouped tensors that tells, too, what was done to their names before."""
+    sources = {new: old for old, new in stem.names.items()}
+    origins: Mapping[str, tuple[str, ...]] = {
+        name: tuple(sources[origin] for origin in made) for name, made in regrouped.origins.items()
+    }
+    naming = replace(
+        fit.naming,
+        removed={**stem.removed, **fit.naming.removed},
+        prefix=stem.prefix + fit.naming.prefix,
+    )
+    return Fit(fit.tensors, naming, fit.account, replace(regrouped, origins=origins))
+
+
+def _worth(fit: Fit, needs: Needs) -> tuple[bool, int, int]:
+    """Return what makes one fit better than another: names that are all right, then shapes."""
+    assert fit.account is not None
+    return fit.account.is_exact, fit.account.matched - _unlike(fit, needs), fit.account.matched
+
+
+def _unlike(fit: Fit, needs: Needs | None) -> int:
+    """Return how many tensors have another shape than the model needs."""
+    expected = {} if needs is None else needs.expected
+    count = 0
+    for source, target in fit.naming.names.items():
+        wanted = expected[target].shape if target in expected else None
+        count += wanted is not None and wanted != fit.tensors[source].shape
+    return count
