@@ -56,7 +56,7 @@ def find_groups(tables: Tables) -> Groups:
     for tensor in tables.tensors:
         keys = _keys(tables, tensor.name)
         if not _note_state(groups, keys, _bytes_of(tables, tensor), is_tensor=True):
-            container = keys[:-1] if tensor.name in tables.paths else ()
+            container = keys[:-1] if len(tables.paths.get(tensor.name, ())) > 1 else ()
             name = keys[-1] if container else tensor.name
             groups.models.setdefault(container, {})[name] = tensor
     for item in tables.items:
