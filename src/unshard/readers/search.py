@@ -22,14 +22,21 @@ from unshard.errors import (
     UnknownLayoutError,
 )
 from unshard.readers.folders import Folder, Tree, size_of
-from unshard.readers.layouts import dcp, hugging_face, other_layouts, sharded_safetensors, state_dict
+from unshard.readers.layouts import (
+    dcp,
+    fairscale,
+    hugging_face,
+    other_layouts,
+    sharded_safetensors,
+    state_dict,
+)
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
 from unshard.readers.steps import Numbers, split_words
 from unshard.readers.training_files import training_kind
 
 # Every layout, in this order. A file that one of them claims is not shown to those after it.
-READERS: tuple[Reader, ...] = (dcp, hugging_face, sharded_safetensors, other_layouts, state_dict)
+READERS: tuple[Reader, ...] = (dcp, hugging_face, sharded_safetensors, fairscale, other_layouts, state_dict)
 
 _MOST_LOOKED_INTO = 50
 # What reinforcement learning trains or keeps beside the policy: verl, OpenRLHF, SkyRL.

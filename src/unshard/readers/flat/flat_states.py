@@ -92,7 +92,7 @@ def _by_part(states: Sequence[RankState], vectors: Mapping[str, Vector]) -> list
     for state in states:
         for name, tensor in flat_parts(state).items():
             for piece in tensor.pieces:
-                part = piece.box.start[0] // vectors[name].stretches[0].source.count
+                part = piece.box.start[0] // vectors[name].stretches[0].stop
                 parts.setdefault(part, state)
                 break
     return [state for _, state in sorted(parts.items(), key=lambda item: item[0])]
@@ -140,7 +140,7 @@ def _vector(
         if count == 0:
             continue
         source = stored.tensor.pieces[0].source
-        stretches.append(Stretch(done, source))
+        stretches.append(Stretch(done, done + count, source))
         done += count
         flat = shared[state.file].get(stored.storage.key)
         if stored.tensor.dtype != dtype:

@@ -59,7 +59,9 @@ def unite_ranges(states: Sequence[RankState], subject: Path) -> tuple[dict[str, 
         stretches = (pieces[number][1] for number in coverage.kept)
         vectors[name] = Vector(
             whole.dtype,
-            tuple(Stretch(p.box.start[0], p.stored.tensor.pieces[0].source) for p in stretches),
+            tuple(
+                Stretch(p.box.start[0], p.box.stop[0], p.stored.tensor.pieces[0].source) for p in stretches
+            ),
         )
         replicas += _replicas(name, coverage, [piece for _, piece in pieces])
     if gaps:

@@ -19,16 +19,13 @@ class Stretch:
 
     Attributes:
         start: Where in the vector it begins.
-        source: Its elements.
+        stop: Where in the vector it stops.
+        source: Its elements, and maybe more after them.
     """
 
     start: int
+    stop: int
     source: Source
-
-    @property
-    def stop(self) -> int:
-        """Where in the vector it ends."""
-        return self.start + self.source.count
 
 
 @dataclass(frozen=True, slots=True)

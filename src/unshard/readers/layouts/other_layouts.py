@@ -60,7 +60,6 @@ _LAYOUTS = (
     _layout("Megatron-LM", r"model_optim_rng\.pt|latest_checkpointed_iteration\.txt|common\.pt"),
     _layout("Meta's tensor-parallel files", r"consolidated\.0[1-9]\.pth", None, r"consolidated\.\d\d\.pth"),
     _layout("one file per rank, as PyTorch/XLA writes them", r"rank\d+-of-\d+-.*\.(bin|pth|pt)", _FULL),
-    _layout("one file per rank, as fairscale writes them", r".*[-_]shard\d+\.pt", _FULL),
     _layout("torchsnapshot", r"\.snapshot_metadata"),
     _layout(
         "a PEFT adapter without the model it belongs to",
