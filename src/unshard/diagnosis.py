@@ -127,7 +127,7 @@ def _about_base(
         return (), None
     reference = None if base is None else str(base)
     found, findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
-    names = {"config.json", *found.side_files} if found else set(checkpoint.side_files)
+    names = {"config.json", *found.side_files, *found.embedded} if found else set(checkpoint.side_files)
     missing = check_inference_files(names, has_base=found is not None)
     shapes = _about_shapes(checkpoint, found)
     return (*findings, *shapes, *missing), found.reference if found else None

@@ -168,7 +168,7 @@ def inspect(
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
     checkpoint = with_shapes_to_show(checkpoint, found)
-    names = {"config.json", *found.side_files} if found else set(checkpoint.side_files)
+    names = {"config.json", *found.side_files, *found.embedded} if found else set(checkpoint.side_files)
     files = _predict_files(checkpoint, found)
     parameters = checkpoint.training
     return Inspection(

@@ -92,6 +92,7 @@ class Plan:
         decisions: One for every tensor of the checkpoint, in its order.
         findings: What a person should know before it is done.
         budget_bytes: Memory for tensor data that carrying it out may hold.
+        scratch_bytes: Room that it needs where temporary files go; 0 unless tensors are compressed.
     """
 
     target: Path
@@ -100,6 +101,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     findings: tuple[Finding, ...]
     budget_bytes: int
+    scratch_bytes: int = 0
 
     @property
     def output_bytes(self) -> int:

@@ -17,7 +17,7 @@ from unshard.checkpoint import Checkpoint
 from unshard.checks.inference_files import check_inference_files
 from unshard.errors import OptionError
 from unshard.jsonable import to_json
-from unshard.match import Model, answer_questions, match_model, questions_for, with_shapes
+from unshard.match import Model, answer_questions, match_model, outline_of, questions_for, with_shapes
 from unshard.match.dtype_policy import require_policy
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.readers import Places, as_paths, open_checkpoint
@@ -69,6 +69,7 @@ class Preparation:
             "side_files": [{"name": f.name, "size": f.size, "origin": f.origin} for f in plan.side_files],
             "output_bytes": plan.output_bytes,
             "memory_bytes": plan.budget_bytes,
+            "scratch_bytes": plan.scratch_bytes,
             "config_edits": to_json(self.model.config_edits),
             "decisions": to_json(plan.decisions),
             "findings": to_json(plan.findings),
@@ -127,14 +128,22 @@ def plan_conversion(
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
     require_outside(target, [*paths, checkpoint.path, *([found.path] if found else [])])
     checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
-    answers = answer_questions(questions_for(checkpoint, found))
-    model = match_model(checkpoint, found, dtype=dtype, answers=answers)
+    outline = outline_of(checkpoint, found)
+    model = match_model(outline, dtype=dtype, answers=answer_questions(questions_for(outline)))
     files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
     findings = [*checkpoint.findings, *base_findings, *model.findings]
     if not is_torch_file_name(target):
         side_files += plan_model_files(checkpoint, found, model)
         findings += check_inference_files({file.name for file in side_files}, has_base=found is not None)
-    plan = Plan(target, files, side_files, model.decisions, tuple(findings), _BUDGET_BYTES)
+    plan = Plan(
+        target=target,
+        files=files,
+        side_files=side_files,
+        decisions=model.decisions,
+        findings=tuple(findings),
+        budget_bytes=_BUDGET_BYTES,
+        scratch_bytes=checkpoint.scratch_bytes,
+    )
     options = {
         "to": to,
         "dtype": dtype,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_runs import PARTS, write_step
 
 import unshard as package
 from command_line import Unshard
+from step_folders import PARTS, write_step
 
 
 @pytest.fixture

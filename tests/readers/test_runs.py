@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,11 @@ import torch
 from reader_suite import opened
 from safetensors.torch import save_file
 
+from step_folders import PARTS, write_step
 from unshard.checkpoint import Checkpoint
 from unshard.errors import IncompleteCheckpointError, OptionError, UnsafeFileError
 from unshard.readers import open_checkpoint
 from unshard.readers.opening import open_steps
-
-PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-def write_step(folder: Path, value: float) -> Path:
-    """Write a model of two tensors in two files."""
-    folder.mkdir(parents=True)
-    for name, part in zip(("a", "b"), PARTS, strict=True):
-        save_file({name: torch.full((2,), value)}, folder / part)
-    index = {"metadata": {}, "weight_map": dict(zip(("a", "b"), PARTS, strict=True))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def number_in(checkpoint: Checkpoint) -> float:

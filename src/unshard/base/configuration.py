@@ -44,8 +44,20 @@ def read_config(path: Path) -> tuple[bytes, dict[str, object]]:
         if path.stat().st_size > _LARGEST_BYTES:
             raise BaseModelError(path, "is too large for a configuration", saw=f"{path.stat().st_size} bytes")
         content = path.read_bytes()
+    except OSError as error:
+        raise BaseModelError(path, "cannot be read", saw=str(error) or type(error).__name__) from error
+    return content, parse_config(content, path)
+
+
+def parse_config(content: bytes, path: Path) -> dict[str, object]:
+    """Return the configuration that a text is; `path` is what messages call it.
+
+    Raises:
+        BaseModelError: It is not a JSON object, or has a key twice.
+    """
+    try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, RecursionError) as error:
         raise BaseModelError(path, "cannot be read", saw=str(error) or type(error).__name__) from error
     except ValueError as error:
         raise BaseModelError(
@@ -59,7 +71,7 @@ def read_config(path: Path) -> tuple[bytes, dict[str, object]]:
             path, "is not a configuration", saw=type(parsed).__name__, expected="a JSON object"
         )
     _require_meaning(path, parsed)
-    return content, parsed
+    return parsed
 
 
 # What every engine takes for a number of things, and what it takes for names.

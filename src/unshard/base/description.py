@@ -44,6 +44,7 @@ class Base:
         side_files: Every file that belongs to a model folder besides the weights and config.json,
             by name relative to the folder. Those of the tokenizer are the checkpoint's own where it
             has them.
+        embedded: Content of such files that lies inside the checkpoint and nowhere else, by name.
         found_implicitly: Whether it was found without being named by the user.
     """
 
@@ -57,4 +58,5 @@ class Base:
     expected_in_order: bool = False
     ties: Mapping[str, str] = field(default_factory=dict)
     side_files: Mapping[str, Path] = field(default_factory=dict)
+    embedded: Mapping[str, bytes] = field(default_factory=dict)
     found_implicitly: bool = False

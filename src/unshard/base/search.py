@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unshard.base.configuration import all_levels, read_config
+from unshard.base.configuration import all_levels, parse_config, read_config
 from unshard.base.description import Base
 from unshard.base.expectation import Expectation, expected_from_weights
 from unshard.base.locating import folder_named, locate_base, locate_tokenizer, shortened
@@ -26,6 +26,7 @@ from unshard.checkpoint import BaseHint, Checkpoint
 from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
 
+CONFIG = "config.json"
 _CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 
@@ -59,7 +60,7 @@ def find_base(
 
 
 def _read_base(folder: Path, reference: str, origin: str, *, implicit: bool = False) -> Base:
-    content, config = read_config(folder / "config.json")
+    content, config = read_config(folder / CONFIG)
     return Base(folder, reference, origin, content, config, None, None, found_implicitly=implicit)
 
 
@@ -67,10 +68,15 @@ def _look_around(checkpoint: Checkpoint, *, download: bool) -> tuple[Base | None
     """Return the first base that lies in or beside the checkpoint, or that a hint leads to."""
     findings: list[Finding] = []
     for folder in _folders_above(checkpoint):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
             where = "beside the tensors" if folder == _folder_of(checkpoint) else "above the checkpoint"
-            base = _read_base(folder, str(folder), f"config.json {where}", implicit=True)
-            return base, [_told(base)]
+            base = _read_base(folder, str(folder), f"{CONFIG} {where}", implicit=True)
+            if _is_of_a_model(base):
+                return base, [*findings, _told(base)]
+            findings.append(_of_no_model(folder))
+    if CONFIG in checkpoint.embedded:
+        base = _embedded(checkpoint)
+        return base, [*findings, _told(base)]
     for hint in checkpoint.base_hints:
         try:
             folder = locate_base(hint.reference, download=download)
@@ -80,6 +86,37 @@ def _look_around(checkpoint: Checkpoint, *, download: bool) -> tuple[Base | None
             continue
         return base, [*findings, _told(base)]
     return None, findings
+
+
+def _embedded(checkpoint: Checkpoint) -> Base:
+    """Return the base whose configuration lies inside the checkpoint."""
+    content = checkpoint.embedded[CONFIG]
+    folder = _folder_of(checkpoint)
+    return Base(
+        path=folder,
+        reference=str(checkpoint.path),
+        origin="config.json inside the checkpoint",
+        config_bytes=content,
+        config=parse_config(content, folder / CONFIG),
+        expected=None,
+        expected_from=None,
+        embedded={name: text for name, text in checkpoint.embedded.items() if name != CONFIG},
+        found_implicitly=True,
+    )
+
+
+def _is_of_a_model(base: Base) -> bool:
+    """Return whether a configuration is a model's: training scripts have files of that name, too."""
+    return bool({"model_type", "architectures"} & base.config.keys())
+
+
+def _of_no_model(folder: Path) -> Finding:
+    return finding(
+        "U606",
+        subject=folder / CONFIG,
+        saw="it names neither `model_type` nor `architectures`, so it is of the training, not of a model",
+        remedy="Name the base with --base.",
+    )
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
@@ -140,7 +177,7 @@ def _with_side_files(base: Base, checkpoint: Checkpoint, *, download: bool) -> t
     if base.found_implicitly:
         files = _without_links(files, findings)
     own = _own_tokenizer(base, checkpoint, findings)
-    if not own and (base.found_implicitly or not makes_tokenizer(files)):
+    if not own and (base.found_implicitly or not makes_tokenizer({*files, *base.embedded})):
         # Training takes the tokenizer that `tokenizer_name` names, whatever lies beside the model.
         own = _other_tokenizer(base, checkpoint, findings, download=download)
     files = with_own_tokenizer(files, own)

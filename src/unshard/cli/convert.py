@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,7 @@ def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
             ),
             ("", [f"{f.name}  {format_size(f.size)} ({f.origin})" for f in plan.side_files]),
             ("disk", f"{format_size(plan.output_bytes)} needed at {plan.target.absolute().parent}"),
+            ("scratch", [_scratch(plan.scratch_bytes)] if plan.scratch_bytes else []),
             ("memory", f"{format_size(plan.budget_bytes)} for tensor data at most"),
             ("edits", [f"{key}: {plain(value)}" for key, value in ready.model.config_edits.items()]),
         ]
@@ -156,6 +158,10 @@ def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
     echo()
     echo_rows([("as it is", counted(same, "tensor")), *((plain(d.source), _decision(d)) for d in changed)])
     echo_findings(plan.findings, quiet=quiet)
+
+
+def _scratch(count: int) -> str:
+    return f"{format_size(count)} at most in {tempfile.gettempdir()}, to unpack compressed tensors (TMPDIR)"
 
 
 def _decision(decision: Decision) -> str:

@@ -47,7 +47,13 @@ def _config(base: Base, edits: Mapping[str, object]) -> SideFile:
 
 
 def _copies(base: Base) -> list[SideFile]:
-    return [SideFile(name, None, path, _origin(base, path)) for name, path in base.side_files.items()]
+    copies = [SideFile(name, None, path, _origin(base, path)) for name, path in base.side_files.items()]
+    inside = [
+        SideFile(name, content, None, "inside the checkpoint")
+        for name, content in base.embedded.items()
+        if name not in base.side_files
+    ]
+    return [*copies, *inside]
 
 
 def _origin(base: Base, path: Path) -> str:
