@@ -14,7 +14,7 @@ from unshard.engines.workers import default_workers
 from unshard.errors import BaseModelError, MatchError, MissingExtraError, OptionError
 from unshard.findings import Finding, finding
 from unshard.manifest import Manifest, manifest_name, read_manifest
-from unshard.match import answer_questions, match_model, questions_for, with_shapes
+from unshard.match import answer_questions, match_model, outline_of, questions_for, with_shapes
 from unshard.progress import Progress, Silence
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
@@ -161,8 +161,9 @@ def _source_tensors(
         expected_from="the headers of the model that is verified",
     )
     source = with_shapes(source, model, accept_inferred=False)
-    answers = answer_questions(questions_for(source, model))
-    return source, match_model(source, model, dtype="base", answers=answers).tensors
+    outline = outline_of(source, model)
+    answers = answer_questions(questions_for(outline))
+    return source, match_model(outline, dtype="base", answers=answers).tensors
 
 
 def _check_digests(found: Mapping[str, str], told: Mapping[str, str]) -> list[Finding]:

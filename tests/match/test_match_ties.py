@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from specimens import State, base_of, checkpoint_of, codes, match_state, matched, one
 from unshard.errors import MatchError
-from unshard.match import answer_questions, questions_for
+from unshard.match import answer_questions, outline_of, questions_for
 from unshard.match.model import Model
 
 Folder = Callable[[str], Path]
@@ -231,13 +231,15 @@ def test_tensors_in_one_storage_are_equal_without_reading(
     shared = dict(checkpoint.tensors) | {HEAD: checkpoint.tensors[EMBED]}
     same = type(checkpoint)(checkpoint.path, checkpoint.root, checkpoint.layout, shared)
     checkpoint.path.unlink()
-    (answer,) = answer_questions(questions_for(same, base_of(base_folder("llama-tied"), same))).values()
+    (answer,) = answer_questions(
+        questions_for(outline_of(same, base_of(base_folder("llama-tied"), same)))
+    ).values()
     assert (answer.holds, answer.evidence) == (True, "one storage")
 
 
 def test_only_what_decides_is_asked(base_folder: Folder, state: States, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(state("llama"), tmp_path / "run")
-    assert questions_for(checkpoint, base_of(base_folder("llama"), checkpoint)) == ()
+    assert questions_for(outline_of(checkpoint, base_of(base_folder("llama"), checkpoint))) == ()
 
 
 def test_a_biased_head_drops_both_duplicates(base_folder: Folder, state: States, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ one bounded reader answers (`answer_questions`).
 
 from unshard.match.matching import match_model
 from unshard.match.model import Decision, Model
-from unshard.match.outline import questions_for
+from unshard.match.outline import Outline, outline_of, questions_for
 from unshard.match.questions import Answer, Answers, Question, answer_questions
 from unshard.match.shaping import with_shapes, with_shapes_to_show
 
@@ -15,9 +15,11 @@ __all__ = [
     "Answers",
     "Decision",
     "Model",
+    "Outline",
     "Question",
     "answer_questions",
     "match_model",
+    "outline_of",
     "questions_for",
     "with_shapes",
     "with_shapes_to_show",

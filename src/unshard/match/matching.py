@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from unshard.base import Base
-from unshard.checkpoint import Checkpoint
 from unshard.findings import Finding, finding
 from unshard.match.config_edits import (
     architecture_edits,
@@ -20,7 +19,7 @@ from unshard.match.dtype_policy import check_training_precision, dtype_of, main_
 from unshard.match.experts import Regrouped
 from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
-from unshard.match.outline import Outline, outline_of
+from unshard.match.outline import Outline
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
 from unshard.match.vocabulary import vocabulary_edits
@@ -29,14 +28,13 @@ from unshard.recipes.ties import has_row_per_token
 from unshard.tensors import CastTensor, Tensor
 
 
-def match_model(checkpoint: Checkpoint, base: Base | None, *, dtype: str, answers: Answers) -> Model:
+def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     """Return the model that a checkpoint holds, complete, named and typed as its base says.
 
     Args:
-        checkpoint: What lies on disk.
-        base: The model training started from, or None.
+        outline: What names, shapes and configuration tell.
         dtype: `base`, `keep`, or the dtype of all floating parameters.
-        answers: The answers to `questions_for` of the same checkpoint and base.
+        answers: The answers to `questions_for` of the same outline.
 
     Raises:
         MatchError: Tensors are missing, unexpected, of other shapes, or contradict the configuration;
@@ -46,7 +44,7 @@ def match_model(checkpoint: Checkpoint, base: Base | None, *, dtype: str, answer
         OptionError: `dtype` means nothing.
     """
     require_policy(dtype)
-    outline = outline_of(checkpoint, base)
+    checkpoint, base = outline.checkpoint, outline.base
     require_plain(outline, policy=dtype)
     dtype = effective_policy(outline, dtype)
     draft = new_draft(outline, answers)

@@ -64,7 +64,12 @@ class Outline:
 
 
 def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
-    """Return what names, shapes and configuration tell of a checkpoint."""
+    """Return what names, shapes and configuration tell of a checkpoint.
+
+    Args:
+        checkpoint: What lies on disk.
+        base: The model training started from, or None.
+    """
     needs = None if base is None else needs_of(base, checkpoint.tensors)
     fit = fit_to(checkpoint.tensors, needs, None if base is None else base.config)
     naming, shapes = fit.naming, {name: tensor.shape for name, tensor in fit.tensors.items()}
@@ -94,14 +99,9 @@ def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
     )
 
 
-def questions_for(checkpoint: Checkpoint, base: Base | None) -> tuple[Question, ...]:
-    """Return what must be read before `match_model` can decide: a few tensors, none of them whole models.
-
-    Args:
-        checkpoint: What lies on disk.
-        base: The base, or None.
-    """
-    outline = outline_of(checkpoint, base)
+def questions_for(outline: Outline) -> tuple[Question, ...]:
+    """Return what must be read before `match_model` can decide: a few tensors, never the whole model."""
+    base = outline.base
     tensors, sources = outline.tensors, outline.sources
     questions: list[Question] = []
     for group in outline.ties.groups:

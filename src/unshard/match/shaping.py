@@ -7,16 +7,20 @@ than what was saved, and only a person can say that it is all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unshard.base import Base
+from unshard.base import Base, ExpectedTensor
+from unshard.base.configuration import Config
 from unshard.checkpoint import Checkpoint, Shaped
+from unshard.dtypes import DTYPES
 from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
-from unshard.match.names import find_naming
-from unshard.match.needs import Needs, Shape, is_tied, known_pairs, needs_of
+from unshard.match.experts import recipes_for, regroup
+from unshard.match.names import Naming, find_naming
+from unshard.match.needs import Account, Needs, Shape, is_tied, known_pairs, needs_of
 from unshard.recipes.registration_order import registration_order
+from unshard.tensors import DescribedTensor
 
 OPTION = "--accept-inferred-shapes"
 
@@ -127,14 +131,21 @@ class BaseShapes:
 
     def named(self, extents: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """Return the shapes of tensors by their names in the checkpoint, without those it does not know."""
-        naming, _ = find_naming(extents, self.needs)
-        shapes = self._with_ties([*self.needs.expected, *naming.names.values()])
+        needs, naming, _ = self._fit(extents)
+        shapes = _with_ties(needs, naming.names.values())
         return {name: shapes[plain] for name, plain in naming.names.items() if plain in shapes}
 
     def lacking(self, names: Collection[str]) -> Sequence[str]:
         """Return names of the base for which there is no tensor among those of a checkpoint."""
-        _, account = find_naming(dict.fromkeys(names, ()), self.needs)
-        return account.missing
+        return self._fit(dict.fromkeys(names, ()))[2].missing
+
+    def _fit(self, extents: Mapping[str, Shape]) -> tuple[Needs, Naming, Account]:
+        """Return what the model needs, by the names that the checkpoint has: published, or of memory."""
+        fits = ((needs, *find_naming(extents, needs)) for needs in _forms(self.needs, self.base.config))
+        best = next(fits)
+        while not best[2].is_exact and (other := next(fits, None)) is not None:
+            best = max(best, other, key=lambda fit: (fit[2].is_exact, fit[2].matched))
+        return best
 
     def parameters(self) -> Mapping[str, Shape]:
         """Return every parameter of the model once, by its name in the base."""
@@ -158,11 +169,26 @@ class BaseShapes:
 
         return registered_from_class(self.base.config)
 
-    def _with_ties(self, names: list[str]) -> dict[str, Shape]:
-        """Return the shapes that the base knows, and those of names that share a tensor with these."""
-        shapes = {n: t.shape for n, t in self.needs.expected.items() if t.shape is not None}
-        for kept, repeated in known_pairs(self.needs, names):
-            for name, other in ((kept, repeated), (repeated, kept)):
-                if other in shapes:
-                    shapes.setdefault(name, shapes[other])
-        return shapes
+
+def _with_ties(needs: Needs, names: Iterable[str]) -> dict[str, Shape]:
+    """Return the shapes that are needed, and those of names that share a tensor with these."""
+    shapes = {n: t.shape for n, t in needs.expected.items() if t.shape is not None}
+    for kept, repeated in known_pairs(needs, [*needs.expected, *names]):
+        for name, other in ((kept, repeated), (repeated, kept)):
+            if other in shapes:
+                shapes.setdefault(name, shapes[other])
+    return shapes
+
+
+def _forms(needs: Needs, config: Config) -> Iterator[Needs]:
+    """Yield what the model needs as it is published, then as it is held in memory."""
+    yield needs
+    known = {n: t for n, t in needs.expected.items() if t.shape is not None}
+    blank = {n: DescribedTensor(t.shape or (), t.dtype or DTYPES["float32"], ()) for n, t in known.items()}
+    for recipe in recipes_for(config, ask_class=True):
+        held = regroup(blank, recipe, "memory", config)
+        if held is None:
+            continue
+        expected = {name: ExpectedTensor(tensor.shape, None) for name, tensor in held.tensors.items()}
+        required = {name for name, made in held.origins.items() if needs.required.issuperset(made)}
+        yield replace(needs, expected=expected, required=frozenset(required))
