@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -486,7 +487,7 @@ def test_code_that_comes_with_a_model_is_not_run(run: Callable[..., Checkpoint],
 def test_code_in_a_folder_that_nobody_named_is_not_copied(
     run: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
-    config = json.dumps({"auto_map": {"AutoConfig": "own.OwnConfig"}})
+    config = json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
     checkpoint = run()
     folder_with(tmp_path / "run", config__json=config, own__py="")
     base, findings = found(checkpoint)
@@ -499,3 +500,24 @@ def test_code_that_the_configuration_does_not_need_is_left(
 ) -> None:
     base, findings = found(run(), folder_with(tmp_path / "base", zero_to_fp32__py=""))
     assert (dict(base.side_files), findings) == ({}, ())
+
+
+def test_a_config_of_the_training_itself_is_passed_over_and_told(
+    run: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = run()
+    folder_with(tmp_path / "run", config__json='{"train_module": {}, "dataset": {}}')
+    base, findings = find_base(checkpoint, reference=None, download=False)
+    assert base is None
+    assert codes(findings) == ["U606"]
+
+
+def test_a_configuration_inside_the_checkpoint_is_the_base_where_none_lies_beside_it(
+    run: Callable[..., Checkpoint],
+) -> None:
+    inside = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}"}
+    checkpoint = replace(run(), embedded=inside)
+    base, findings = found(checkpoint)
+    assert base.config_bytes == inside["config.json"]
+    assert dict(base.embedded) == {"tokenizer.json": b"{}"}
+    assert "inside the checkpoint" in findings[0].saw

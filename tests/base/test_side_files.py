@@ -110,7 +110,7 @@ def found(
 
 def test_a_tokenizer_beside_the_tensors_goes_before_the_named_bases(tmp_path: Path) -> None:
     paths(tmp_path / "base", "tokenizer.json")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     base, findings = found(tmp_path, side_files=paths(tmp_path / "run", "tokenizer.json"))
     assert base.side_files["tokenizer.json"].parent.name == "run"
     assert codes(findings) == ["U609"]
@@ -118,7 +118,7 @@ def test_a_tokenizer_beside_the_tensors_goes_before_the_named_bases(tmp_path: Pa
 
 def test_the_tokenizer_that_training_names_is_taken_where_the_base_has_none(tmp_path: Path) -> None:
     paths(tmp_path / "base", "generation_config.json")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     paths(tmp_path / "words", "tokenizer.json", "generation_config.json")
     base, findings = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")})
     assert {name: path.parent.name for name, path in base.side_files.items()} == {
@@ -130,7 +130,7 @@ def test_the_tokenizer_that_training_names_is_taken_where_the_base_has_none(tmp_
 
 def test_a_named_base_with_a_tokenizer_wins_over_the_training_parameters(tmp_path: Path) -> None:
     paths(tmp_path / "base", "tokenizer.json")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     paths(tmp_path / "words", "tokenizer.json")
     base, findings = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")})
     assert base.side_files["tokenizer.json"].parent.name == "base"
@@ -139,7 +139,7 @@ def test_a_named_base_with_a_tokenizer_wins_over_the_training_parameters(tmp_pat
 
 def test_training_took_the_tokenizer_it_names_whatever_lies_beside_the_model(tmp_path: Path) -> None:
     paths(tmp_path / "model", "tokenizer_config.json", "tokenizer.json")
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     paths(tmp_path / "words", "tokenizer.json")
     hints = (BaseHint(str(tmp_path / "model"), "model_name"),)
     base, _ = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")}, hints=hints)
@@ -148,7 +148,7 @@ def test_training_took_the_tokenizer_it_names_whatever_lies_beside_the_model(tmp
 
 def test_a_tokenizer_that_training_saved_goes_before_the_one_it_names(tmp_path: Path) -> None:
     own = paths(tmp_path / "run", "tokenizer.json")
-    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"model_type": "llama"}')
     paths(tmp_path / "words", "tokenizer.json")
     base, findings = found(tmp_path, {"tokenizer_name": str(tmp_path / "words")}, side_files=own)
     assert base.side_files["tokenizer.json"].parent.name == "run"
@@ -159,7 +159,7 @@ def test_a_tokenizer_that_training_saved_goes_before_the_one_it_names(tmp_path: 
 def test_a_tokenizer_name_that_leads_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     paths(tmp_path / "base", "generation_config.json")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     _, findings = found(tmp_path, {"tokenizer_name": "org/absent", "model_name": "None"})
     assert codes(findings) == ["U606"]
 
@@ -167,7 +167,7 @@ def test_a_tokenizer_name_that_leads_nowhere_is_told(tmp_path: Path, monkeypatch
 def test_links_out_of_a_folder_that_nobody_named_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("key")
     paths(tmp_path / "run", "vocab.json")
-    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "run" / "tokenizer.json").symlink_to(tmp_path / "secret")
     (tmp_path / "run" / "merges.txt").symlink_to("vocab.json")
     base, findings = found(tmp_path)
@@ -178,6 +178,6 @@ def test_links_out_of_a_folder_that_nobody_named_are_not_followed(tmp_path: Path
 def test_links_in_a_folder_that_the_user_named_are_the_users(tmp_path: Path) -> None:
     paths(tmp_path / "elsewhere", "tokenizer.json")
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "base" / "tokenizer.json").symlink_to(tmp_path / "elsewhere" / "tokenizer.json")
     assert list(found(tmp_path)[0].side_files) == ["tokenizer.json"]
