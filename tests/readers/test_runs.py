@@ -172,3 +172,16 @@ def test_a_tokenizer_beside_the_folder_of_the_weights_is_found(tmp_path: Path) -
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_text("{}")
     assert opened(tmp_path).side_files["tokenizer.json"] == tokenizer / "tokenizer.json"
+
+
+@pytest.mark.parametrize("below", ["", "global_step_7"])
+def test_training_state_above_a_model_does_not_hide_it(below: str, tmp_path: Path) -> None:
+    write_step(tmp_path / "global_step_7" / "actor", 7)
+    torch.save({"_num_yielded": 3}, tmp_path / "global_step_7" / "data.pt")
+    assert number_in(opened(tmp_path / below)) == 7
+
+
+def test_what_lies_below_a_model_in_a_file_is_part_of_it(tmp_path: Path) -> None:
+    torch.save({"b": torch.full((2,), 1.0)}, tmp_path / "model.pt")
+    write_step(tmp_path / "older", 7)
+    assert number_in(opened(tmp_path)) == 1

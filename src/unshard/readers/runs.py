@@ -21,7 +21,7 @@ from unshard.readers.folders import Folder, Tree
 from unshard.readers.layouts import hugging_face, state_dict
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
-from unshard.readers.search import Found, choose, find_below, find_here, steps_of
+from unshard.readers.search import Found, choose, find_below, find_here, hold_no_model, steps_of
 from unshard.readers.steps import split_words
 from unshard.readers.training_files import training_kind
 from unshard.readers.weights.safetensors_file import is_safetensors
@@ -124,12 +124,13 @@ def _in_folder(folder: Folder, tree: Tree, step: int | None) -> list[Found]:
         )
     here = find_here(folder, tree)
     readable = [f for f in here if f.is_read]
-    if readable and (step is None or any(f.numbers for f in readable)):
+    is_here = readable and (step is None or any(f.numbers for f in readable))
+    if is_here and not (folder.folders and hold_no_model(here)):
         return here
     below = find_below(folder, tree)
     if not here and not below:
         raise _nothing(folder)
-    return [*here, *below]
+    return below if below and is_here else [*here, *below]
 
 
 def _nothing(folder: Folder) -> UnshardError:
