@@ -111,7 +111,7 @@ def look_into(blob: Blob) -> Found:
         UnsupportedLayoutError: It is of another kind.
     """
     try:
-        head = blob.file.read(blob.start, min(blob.start + _HEAD_BYTES, blob.stop))
+        head = blob.file.read(blob.start, min(blob.start + _HEAD_BYTES, blob.file.size))
         if head.startswith(b"PK"):
             return _archived(blob)
         if is_safetensors(head):

@@ -16,6 +16,7 @@ from unshard.dtypes import DTYPES, DType
 from unshard.errors import InputError
 from unshard.readers.dcp.blobs import Blob, Found, look_into
 from unshard.readers.dcp.compressed import CompressedSource, Scratch
+from unshard.readers.dcp.likeness import Likeness
 from unshard.readers.dcp.tables import PLACE_FIELDS, TensorRow
 from unshard.storage.checksums import Checksum
 from unshard.storage.files import InputFile
@@ -56,6 +57,7 @@ class Chunks:
     scratch: Scratch
     _starts: list[int] = field(default_factory=list)
     _found: dict[int, Found] = field(default_factory=dict)
+    _alike: Likeness = field(default_factory=Likeness)
 
     def __post_init__(self) -> None:
         total = 0
@@ -139,10 +141,17 @@ class Chunks:
         """Return what lies where a chunk lies; what was found is remembered for a while."""
         found = self._found.get(index)
         if found is None:
-            found = look_into(self.blob(index))
+            found = self._look_into(self.blob(index))
             if len(self._found) >= _MOST_REMEMBERED:
                 self._found.clear()
             self._found[index] = found
+        return found
+
+    def _look_into(self, blob: Blob) -> Found:
+        found = self._alike.find(blob)
+        if found is None:
+            found = look_into(blob)
+            self._alike.remember(blob, found)
         return found
 
     @property

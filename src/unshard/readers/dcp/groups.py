@@ -18,6 +18,7 @@ Container = tuple[str, ...]
 
 _DEEPEST_STATE = 4  # `state.optimizers`, `app.optimizers`, `chained_0.optimizer` and their like
 _MOST_NUMBERS = 16
+_PROGRESS = frozenset(("train_state", "trainer_state", "progress"))
 # What models lie in where no keys tell: torch's own habits, Lightning, prime-rl, composer, DDP.
 _KNOWN_CONTAINERS: tuple[Container, ...] = (
     ("state_dict",),
@@ -35,12 +36,14 @@ class Groups:
     Attributes:
         models: By container, the tensors of everything that may be a model, by their names in it.
         state: Names and sizes of training state, by where it lies and what it is.
+        state_names: Whole names of tensors that are training state.
         numbers: Tensors of one number that are no part of a model, by whole name.
         items: What is no tensor, and no training state.
     """
 
     models: dict[Container, dict[str, TensorRow]] = field(default_factory=dict)
     state: dict[tuple[str, ExtraKind], int] = field(default_factory=dict)
+    state_names: list[str] = field(default_factory=list)
     numbers: dict[str, TensorRow] = field(default_factory=dict)
     items: list[ItemRow] = field(default_factory=list)
 
@@ -55,7 +58,11 @@ def find_groups(tables: Tables) -> Groups:
     groups = Groups()
     for tensor in tables.tensors:
         keys = _keys(tables, tensor.name)
-        if not _note_state(groups, keys, _bytes_of(tables, tensor), is_tensor=True):
+        if _note_state(groups, keys, _bytes_of(tables, tensor), is_tensor=True):
+            groups.state_names.append(tensor.name)
+        elif keys[0] in _PROGRESS and set(tensor.shape) <= {1}:
+            groups.numbers[tensor.name] = tensor
+        else:
             container = keys[:-1] if len(tables.paths.get(tensor.name, ())) > 1 else ()
             name = keys[-1] if container else tensor.name
             groups.models.setdefault(container, {})[name] = tensor
@@ -78,9 +85,10 @@ def _keys(tables: Tables, name: str) -> Container:
 
 def _note_state(groups: Groups, keys: Container, size: int, *, is_tensor: bool) -> bool:
     """Return whether something is training state, of which note is taken."""
-    last = len(keys) - 1 if is_tensor else len(keys)
-    for depth, key in enumerate(keys[: min(last, _DEEPEST_STATE)], 1):
-        if (kind := kind_of_key(key)) is not None:
+    for depth, key in enumerate(keys[:_DEEPEST_STATE], 1):
+        kind = kind_of_key(key)
+        # A tensor may be called as an optimizer is; one that is called as a generator is its state.
+        if kind is not None and (kind == "rng" or not is_tensor or depth < len(keys)):
             place = (".".join(keys[:depth]), kind)
             groups.state[place] = groups.state.get(place, 0) + size
             return True
@@ -129,6 +137,14 @@ def _find_container(groups: Groups) -> None:
 
 
 def _is_container(prefix: str, names: Iterable[str], groups: Groups) -> bool:
-    """Return whether `model.` is a container, and not part of the names as in Hugging Face's models."""
-    inner = {name.removeprefix(prefix).partition(".")[0] for name in names}
-    return bool(groups.state) or bool(inner & {"model", "lm_head"})
+    """Return whether `model.` is a container, and not part of the names as in Hugging Face's models.
+
+    An optimizer names parameters as the model itself does.
+    """
+    inner = [name.removeprefix(prefix) for name in names]
+    known = [f"{name}." for name in groups.state_names]
+    if any(f".{prefix}{inner[0]}." in name for name in known):
+        return False
+    if any(f".{inner[0]}." in name for name in known):
+        return True
+    return any(name.partition(".")[0] in ("model", "lm_head") for name in inner)

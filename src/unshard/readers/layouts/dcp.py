@@ -101,7 +101,7 @@ def _numbers(tables: Tables, groups: Groups, folder: Folder) -> Iterator[Extra]:
             value = str(chunks.tensors()[name].numpy().reshape(-1)[0])
         except InputError:  # which keeps nobody from the model
             value = "a number"
-        yield Extra(cut(name), value_kind(name), int(tables.rows(row)[:, -2].sum()), value)
+        yield Extra(cut(name), value_kind(name.rpartition(".")[2]), int(tables.rows(row)[:, -2].sum()), value)
 
 
 def _beside(candidate: Candidate) -> Iterator[Extra]:
