@@ -26,7 +26,7 @@ def saved(state: Any, folder: Path, **options: Any) -> Path:
     return folder / "checkpoint.pt"
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_state_dict_gives_the_logits_of_the_trained_model(
     family: str, dtype: torch.dtype, tmp_path: Path

@@ -111,7 +111,7 @@ def test_every_use_is_told(mixtral: tuple[State, Path], tmp_path: Path) -> None:
     assert one(model.findings, "U201").saw == "as transformers 5 translates them: 2 of 21 names"
     parts = [d for d in model.decisions if d.source == GATE_UP]
     assert [d.target for d in parts[:3]] == [W1.format(0), W1.format(0).replace("w1", "w3"), W1.format(1)]
-    assert {d.reason for d in parts} == {"one of 8 parts of it, renamed"}
+    assert {d.reason for d in parts} == {"one of 8 parts of it"}
     assert len(parts) == 8
     assert model.sources[W1.format(3)] == (GATE_UP,)
 
@@ -132,7 +132,7 @@ def test_what_is_put_together_names_all_it_is_made_of(mixtral: tuple[State, Path
     assert set(made_of) == {
         n for n in published if "layers.0." in n and n.endswith(("w1.weight", "w3.weight"))
     }
-    assert {d.reason for d in model.decisions if d.target == GATE_UP} == {"put together with 7 more, renamed"}
+    assert {d.reason for d in model.decisions if d.target == GATE_UP} == {"put together with 7 more"}
     assert one(model.findings, "U207").saw == (
         "24 tensors, each with one expert, are 4 with all experts of a layer"
     )
@@ -176,7 +176,7 @@ def test_experts_are_cast_as_their_base_says(tmp_path: Path) -> None:
     assert contents(model.tensors) == contents(bf16)
     name = "model.layers.0.mlp.experts.0.up_proj.weight"
     assert next(d for d in model.decisions if d.target == name).reason == (
-        "one of 8 parts of it, renamed, cast from float32 to bfloat16"
+        "one of 8 parts of it, cast from float32 to bfloat16"
     )
 
 

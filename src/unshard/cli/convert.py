@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ from unshard.cli.progress_bar import progress_bar
 from unshard.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unshard.conversion import Conversion
     from unshard.match import Decision
     from unshard.preparation import DTypePolicy, Format, Preparation
@@ -156,7 +159,8 @@ def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
     changed = [d for d in plan.decisions if d.target is None or d.reason or d.source != d.target]
     same = len(plan.decisions) - len(changed)
     echo()
-    echo_rows([("as it is", counted(same, "tensor")), *((plain(d.source), _decision(d)) for d in changed)])
+    rows = [(plain(source), _fate(list(parts))) for source, parts in groupby(changed, lambda d: d.source)]
+    echo_rows([("as it is", counted(same, "tensor")), *rows])
     echo_findings(plan.findings, quiet=quiet)
 
 
@@ -164,10 +168,16 @@ def _scratch(count: int) -> str:
     return f"{format_size(count)} at most in {tempfile.gettempdir()}, to unpack compressed tensors (TMPDIR)"
 
 
-def _decision(decision: Decision) -> str:
+def _fate(decisions: Sequence[Decision]) -> str:
+    """Return in one line what happens to a tensor; of its parts, where it is taken apart, to the first."""
+    more = f" and {len(decisions) - 1} more" if len(decisions) > 1 else ""
+    return _decision(decisions[0], more)
+
+
+def _decision(decision: Decision, more: str) -> str:
     if decision.target is None:
         return f"dropped: {plain(decision.reason)}"
-    renamed = "" if decision.target == decision.source else f"-> {plain(decision.target)}"
+    renamed = "" if decision.target == decision.source else f"-> {plain(decision.target)}{more}"
     return ", ".join(filter(None, [renamed, plain(decision.reason)]))
 
 

@@ -108,10 +108,9 @@ def _decisions(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Decision
                 yield Decision(name, None, draft.dropped[source])
                 continue
             tensor = tensors[targets[source]]
-            reasons = [
-                *_reasons(outline, name, source, len(sources)),
-                *(["renamed"] if targets[source] != name else []),
-            ]
+            reasons = list(_reasons(outline, name, source, len(sources)))
+            if not reasons and targets[source] != name:
+                reasons.append("renamed")
             if isinstance(tensor, CastTensor):
                 reasons.append(f"cast from {tensor.source.dtype} to {tensor.dtype}")
             yield Decision(name, targets[source], ", ".join(reasons))
