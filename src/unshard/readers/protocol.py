@@ -23,6 +23,7 @@ class Candidate:
         series: What it and other steps of the same model in the same folder have in common; "" where
             the folder holds one step.
         numbers: Its epoch, its step, or both, from its name; empty where the name has none.
+        left_out: Names of files like its own that are of another save, and nothing by themselves.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Candidate:
     title: str
     series: str = ""
     numbers: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

@@ -27,6 +27,7 @@ from unshard.readers.layouts import (
     fairscale,
     hugging_face,
     other_layouts,
+    rank_files,
     sharded_safetensors,
     state_dict,
 )
@@ -36,7 +37,15 @@ from unshard.readers.steps import Numbers, split_words
 from unshard.readers.training_files import training_kind
 
 # Every layout, in this order. A file that one of them claims is not shown to those after it.
-READERS: tuple[Reader, ...] = (dcp, hugging_face, sharded_safetensors, fairscale, other_layouts, state_dict)
+READERS: tuple[Reader, ...] = (
+    dcp,
+    hugging_face,
+    sharded_safetensors,
+    fairscale,
+    other_layouts,
+    rank_files,
+    state_dict,
+)
 
 _MOST_LOOKED_INTO = 50
 # What reinforcement learning trains or keeps beside the policy: verl, OpenRLHF, SkyRL.
@@ -84,7 +93,7 @@ def find_here(folder: Folder, tree: Tree) -> list[Found]:
             place = str(tree.relative(candidate.path))
             series, own = (*labels, candidate.series), (*numbers, *candidate.numbers)
             everything.append(Found(reader, candidate, place, series, own))
-            shown = shown.without(candidate.files)
+            shown = shown.without((*candidate.files, *candidate.left_out))
     return everything
 
 
@@ -100,10 +109,15 @@ def find_below(folder: Folder, tree: Tree) -> list[Found]:
         if any(training_kind(part) for part in place.relative_to(top).parts):
             continue
         found = find_here(below, tree)
-        if found:
+        if found and not (below.folders and hold_no_model(found)):
             inside.append(place)
             everything += found
     return everything
+
+
+def hold_no_model(found: Sequence[Found]) -> bool:
+    """Return whether candidates turn out to be nothing but training state, which hides no model below."""
+    return all(f.is_read and f.candidate.path.is_file() and _holds_no_model(f) for f in found)
 
 
 def choose(found: Sequence[Found], step: int | None, subject: Path) -> Found:

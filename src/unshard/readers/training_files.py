@@ -14,7 +14,7 @@ from unshard.readers.folders import Folder, size_of
 _KINDS: tuple[tuple[re.Pattern[str], ExtraKind], ...] = (
     (re.compile(r"(optim|optimizer|opt_state)([-_.].*)?|.*[-_]optim(izer)?(_states?)?\.\w+"), "optimizer"),
     (re.compile(r"(lr_)?scheduler([-_.].*)?"), "scheduler"),
-    (re.compile(r"(rng_state|random_states)([-_.].*)?"), "rng"),
+    (re.compile(r"(rng_state|random_states|extra_state_world_size)([-_.].*)?"), "rng"),
     (re.compile(r"trainer_state\.json"), "step"),
     (
         re.compile(

@@ -33,11 +33,13 @@ class DistributedTensor:
         shape: Elements of the whole tensor along every dimension.
         dtype: Number format.
         pieces: What the rank holds of it; none where it holds nothing.
-        holders: The ranks that hold parts of it, as far as the file tells; empty where it does not.
+        world_size: How many ranks there were at least, as far as the file tells.
+        everything: The boxes of all ranks, where the file tells them; empty where it does not.
     """
 
     kind: Literal["DTensor", "ShardedTensor"]
     shape: tuple[int, ...]
     dtype: DType
     pieces: Sequence[LocalPiece]
-    holders: Sequence[int] = ()
+    world_size: int | None = None
+    everything: tuple[Box, ...] = ()

@@ -41,23 +41,11 @@ def _layout(title: str, marks: str, hint: str | None = None, companions: str = r
 
 _LAYOUTS = (
     _layout(
-        "one file per rank, as verl writes them",
-        r"model_world_size_\d+_rank_\d+\.pt",
-        _FULL,
-        r"(optim|extra_state)_world_size_\d+_rank_\d+\.pt",
-    ),
-    _layout(
-        "one file per rank, as accelerate writes them",
-        r"pytorch_model(_fsdp)?(_\d+)?_rank\d+\.(bin|pt)",
-        _FULL,
-        r"optimizer(_\d+)?_rank\d+\.(bin|pt)",
-    ),
-    _layout(
         "DeepSpeed ZeRO",
         r".*mp_rank_\d+(_model|_optim)_states\.pt|.*_optim_states\.pt|layer_\d+-model_\d+-model_states\.pt",
         "Convert it with the script that DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT",
     ),
-    _layout("Megatron-LM", r"model_optim_rng\.pt|latest_checkpointed_iteration\.txt|common\.pt"),
+    _layout("Megatron-LM", r"model_optim_rng\.pt|common\.pt"),
     _layout("Meta's tensor-parallel files", r"consolidated\.0[1-9]\.pth", None, r"consolidated\.\d\d\.pth"),
     _layout("one file per rank, as PyTorch/XLA writes them", r"rank\d+-of-\d+-.*\.(bin|pth|pt)", _FULL),
     _layout("torchsnapshot", r"\.snapshot_metadata"),

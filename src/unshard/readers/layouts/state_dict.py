@@ -5,7 +5,7 @@
     optimizer-*.pt, scheduler.pt, rng_state_0.pth, ...            training state beside it, never opened
 
 The model lies at the top of the file or in a container; `contents` finds it. Its format is the zip or
-the legacy one of torch.save. Refused by name: files of optimizers, pickled modules, parts of ranks.
+the legacy one of torch.save. Refused by name: files of optimizers, pickled modules, one rank's part.
 
 Memory:
     The pickle and a few hundred bytes per tensor.
@@ -23,9 +23,11 @@ from collections.abc import Iterator
 from unshard.checkpoint import Checkpoint
 from unshard.readers.folders import Folder
 from unshard.readers.layouts.provenance import describe_layout
+from unshard.readers.layouts.rank_files import open_part
 from unshard.readers.protocol import Candidate
 from unshard.readers.steps import split_names
-from unshard.readers.torch_save.torch_state import describe_torch_state, foreign_classes
+from unshard.readers.torch_save.torch_file import describe_torch_file
+from unshard.readers.torch_save.torch_state import choose_model, foreign_classes, torch_state_of
 from unshard.readers.training_files import training_kind
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
@@ -50,11 +52,15 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
     Raises:
         TrainingStateError: It holds only training state.
         AmbiguousModelError: It holds several models, and `select` does not name one.
+        IncompleteCheckpointError: It is one rank's part of a model.
         InputError: It cannot be read.
     """
     path = candidate.path
     file = InputFile.describe(path)
-    state = describe_torch_state(file, select)
+    model = choose_model(describe_torch_file(file), select)
+    if model.is_part:
+        return open_part(model, candidate)
+    state = torch_state_of(model)
     return Checkpoint(
         path=path,
         root=path.parent,

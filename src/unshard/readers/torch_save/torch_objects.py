@@ -4,12 +4,13 @@
     _rebuild_tensor_v2   (storage, offset, shape, strides, requires_grad, hooks[, metadata])
     _rebuild_tensor_v3   (storage, offset, shape, strides, requires_grad, hooks, dtype[, metadata])
     _rebuild_parameter   (tensor, ...): an nn.Parameter
-    _rebuild_from_type   (function, class, arguments, attributes): a tensor that carries Python attributes
+    _rebuild_from_type   (function, class, arguments, attributes): a tensor that carries Python attributes,
+                         or is of a class of its own
 
 Several tensors may view one storage, and a storage may be larger than its tensor; only the view counts.
 All arithmetic is on Python's integers and ends with: the last element of the view lies in the storage.
-Tensors that are no strided view of bytes
-(sparse, quantised, distributed, ...) are named, not read.
+Tensors that are no strided view of bytes (sparse, quantised, ...) are named, not read; parts of distributed
+ones are handed on with what the file says of them.
 
 Source:
     torch/_utils.py and torch/_tensor.py (`_rebuild_*`).
@@ -55,25 +56,41 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class PartRecord:
+    """One rank's part of a distributed tensor, as it stands in the file.
+
+    Attributes:
+        shape: The shape of the whole tensor, or None where only its attributes tell.
+        dtype: The number format of the whole, or None where it is not known here.
+        attributes: Everything else: torch's own classes as records.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: DType | None
+    attributes: object
+
+
+@dataclass(frozen=True, slots=True)
 class OtherTensor:
     """A tensor of a kind that is not a strided view of bytes.
 
     Attributes:
         kind: What it is, in words: "DTensor", "sparse".
-        is_part: Whether it is one rank's part of a tensor.
+        part: What the file says of it, where it is one rank's part of a tensor.
     """
 
     kind: str
-    is_part: bool = False
+    part: PartRecord | None = None
 
 
+_WRAPPER = "torch._utils._rebuild_wrapper_subclass"
 _OTHER_KINDS = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch._utils._rebuild_sparse_csr_tensor": "sparse",
     "torch._utils._rebuild_qtensor": "quantised",
     "torch._utils._rebuild_nested_tensor": "nested",
     "torch._utils._rebuild_meta_tensor_no_storage": "meta (it has no values)",
-    "torch._utils._rebuild_wrapper_subclass": "wrapper subclass",
+    _WRAPPER: "wrapper subclass",
     "torch._utils._rebuild_device_tensor_from_numpy": "saved through numpy",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "saved through another device",
     "torch._utils._rebuild_xla_tensor": "XLA",
@@ -93,13 +110,35 @@ _PLAIN_TYPES = {
     "torch.nn.parameter.Parameter",
     "torch.nn.parameter.Buffer",
 }
+# Whatever module of torch.distributed they are in; that has changed with every other version.
 _PARTS = ("DTensor", "ShardedTensor")
-_KINDS = _PLAIN | _PARAMETER | _FROM_TYPE | _OTHER_KINDS.keys()
+# The first versions of it were plain objects.
+_PART_OBJECTS = {
+    "torch.distributed._shard.sharded_tensor.api.ShardedTensor",
+    "torch.distributed._sharded_tensor.api.ShardedTensor",
+}
+_KINDS = _PLAIN | _PARAMETER | _FROM_TYPE | _PART_OBJECTS | _OTHER_KINDS.keys()
 
 
 def is_tensor(value: object) -> bool:
     """Return whether a value of a torch file is a tensor of any kind."""
     return type(value) is Record and value.kind in _KINDS
+
+
+def is_part(value: Record) -> bool:
+    """Return whether a tensor is one rank's part of a distributed one."""
+    for _ in range(_MOST_WRAPPERS):
+        if value.kind not in _PARAMETER or not value.args or not is_tensor(value.args[0]):
+            break
+        value = _record(value.args[0])
+    if value.kind in _FROM_TYPE and len(value.args) > 1:
+        made = value.args[1]
+        return type(made) is Global and _is_part_class(made)
+    return value.kind in _PART_OBJECTS
+
+
+def _is_part_class(made: Global) -> bool:
+    return made.module.startswith("torch.distributed.") and made.name in _PARTS
 
 
 def describe_tensor(value: Record, saved: TorchFile, name: str) -> StoredTensor | OtherTensor:
@@ -121,7 +160,7 @@ def describe_tensor(value: Record, saved: TorchFile, name: str) -> StoredTensor 
         elif kind in _FROM_TYPE:
             match args:
                 case (Global() as function, Global() as made, tuple(inner), state):
-                    if (other := _special_type(made, function)) is not None:
+                    if (other := _special_type(made, function, inner, state, subject)) is not None:
                         return other
                     _note_attributes(attributes, state)
                     kind, args = function.path, inner
@@ -129,6 +168,8 @@ def describe_tensor(value: Record, saved: TorchFile, name: str) -> StoredTensor 
                     raise impossible(subject, "has other arguments than torch gives it")
         else:
             break
+    if kind in _PART_OBJECTS:
+        return OtherTensor("ShardedTensor", PartRecord(None, None, record.state))
     if kind in _PLAIN:
         return _describe_view(kind, args, saved, subject, tuple(attributes))
     if kind in _OTHER_KINDS:
@@ -148,11 +189,15 @@ def _note_attributes(attributes: list[str], *state: object) -> None:
             attributes += part
 
 
-def _special_type(made: Global, function: Global) -> OtherTensor | None:
+def _special_type(
+    made: Global, function: Global, args: tuple[object, ...], state: object, subject: str
+) -> OtherTensor | None:
     """Return what a tensor of a class of its own is, or None where the class is torch's plain one."""
-    name = made.path.rpartition(".")[2]
-    if name in _PARTS:
-        return OtherTensor(name, is_part=True)
+    if _is_part_class(made):
+        match args:  # class, dtype, shape, strides, ...
+            case (_, dtype, shape, *_) if function.path == _WRAPPER:
+                return OtherTensor(made.name, PartRecord(integers(shape, subject), named_dtype(dtype), state))
+        raise impossible(subject, "has other arguments than torch gives it")
     if made.path in _PLAIN_TYPES:
         return None
     return OtherTensor(f"{made.path} ({_OTHER_KINDS.get(function.path, 'a class of its own')})")
@@ -174,14 +219,14 @@ def _describe_view(
     dtype: DType | None = found.dtype
     metadata = rest[3:4] if kind.endswith("_v3") else rest[2:3]
     if kind.endswith("_v3"):
-        dtype = _named_dtype(rest[2]) if len(rest) > 2 else None
+        dtype = named_dtype(rest[2]) if len(rest) > 2 else None
     if dtype is None:
         return OtherTensor(f"of {shown(rest[2]) if len(rest) > 2 else 'an unknown dtype'}")
     if flags := _set_flags(*metadata):
         return OtherTensor(f"with its {' and '.join(flags)} bit set")
     storage, first, available = _locate(found, found.dtype.itemsize, saved, subject)
-    shape, strides = _integers(size, subject), _integers(stride, subject)
-    offset = _integers((offset,), subject)[0]
+    shape, strides = integers(size, subject), integers(stride, subject)
+    offset = integers((offset,), subject)[0]
     _require_inside(shape, strides, offset, dtype, available, subject)
     source = FileSource(
         saved.file, first + offset * dtype.itemsize, shape, _tidy(shape, strides), dtype, saved.byte_order
@@ -189,7 +234,8 @@ def _describe_view(
     return StoredTensor(whole_tensor(source), storage, attributes)
 
 
-def _named_dtype(value: object) -> DType | None:
+def named_dtype(value: object) -> DType | None:
+    """Return the dtype that a name such as `torch.float32` stands for, or None where it is not read."""
     if type(value) is Global and value.module == "torch":
         return DTYPES.get(value.name)
     return None
@@ -221,7 +267,7 @@ def _locate(found: StorageReference, size: int, saved: TorchFile, subject: str) 
     return storage, storage.start + first * size, count * size
 
 
-def _integers(value: object, subject: str) -> tuple[int, ...]:
+def integers(value: object, subject: str) -> tuple[int, ...]:
     """Return sizes, strides or an offset; a `torch.Size` is as good as a tuple."""
     if type(value) is Record and value.kind == "torch.Size" and len(value.args) == 1:
         value = value.args[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from unshard.checkpoint import Extra
@@ -18,7 +18,12 @@ from unshard.readers.rendering import cut, listed, shown
 from unshard.readers.selection import Selected, select_model
 from unshard.readers.torch_save.contents import Contents, dotted, survey
 from unshard.readers.torch_save.torch_file import describe_torch_file
-from unshard.readers.torch_save.torch_objects import OtherTensor, StoredTensor, describe_tensor
+from unshard.readers.torch_save.torch_objects import (
+    OtherTensor,
+    StoredTensor,
+    describe_tensor,
+    is_part,
+)
 from unshard.readers.torch_save.torch_storages import TorchFile
 from unshard.readers.unpickling import Entries, Record, is_python
 from unshard.sizes import format_size
@@ -87,24 +92,54 @@ def describe_torch_state(file: InputFile, select: str | None) -> TorchState:
         TrainingStateError: It holds only an optimizer or other training state.
         AmbiguousModelError: It holds several models, and `select` does not name one.
         OptionError: `select` names nothing in it.
-        UnsupportedLayoutError: Its tensors are of a kind that is not read, such as parts of ranks.
+        UnsupportedLayoutError: Its tensors are of a kind that is not read.
         UnknownLayoutError: It holds no tensors.
         InputError: It cannot be read.
     """
-    saved = describe_torch_file(file)
+    return torch_state_of(choose_model(describe_torch_file(file), select))
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenModel:
+    """The model in a torch file that is meant, its tensors still records.
+
+    Attributes:
+        saved: The file.
+        contents: What is in it.
+        chosen: The model.
+        select: What `--select` said.
+    """
+
+    saved: TorchFile
+    contents: Contents
+    chosen: Selected[Record]
+    select: str | None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether some of its tensors are one rank's parts of distributed ones."""
+        return any(map(is_part, self.chosen.tensors.values()))
+
+
+def choose_model(saved: TorchFile, select: str | None) -> ChosenModel:
+    """Return the model in a torch file; `describe_torch_state` says what can go wrong."""
     contents = survey(saved)
     if not contents.groups:
         raise _no_model(saved, contents)
-    chosen = select_model(contents.groups, select, file.path)
-    stored = _describe_all(saved, chosen)
-    _require_modest(saved, stored)
+    return ChosenModel(saved, contents, select_model(contents.groups, select, saved.file.path), select)
+
+
+def torch_state_of(model: ChosenModel) -> TorchState:
+    """Return a model of plain tensors; `describe_torch_state` says what can go wrong."""
+    stored = _describe_all(model.saved, model.chosen)
+    require_modest(model.saved, stored)
     return TorchState(
-        saved=saved,
-        container=chosen.container,
-        selected=chosen.prefix,
+        saved=model.saved,
+        container=model.chosen.container,
+        selected=model.chosen.prefix,
         stored=stored,
-        extras=contents.extras,
-        findings=tuple(_findings(saved, contents, chosen, select)),
+        extras=model.contents.extras,
+        findings=tuple(_findings(model)),
     )
 
 
@@ -119,30 +154,21 @@ def _describe_all(saved: TorchFile, chosen: Selected[Record]) -> dict[str, Store
         else:
             stored[name] = described
     if others:
-        raise _not_read(saved, others, len(chosen.tensors))
+        raise _not_read(saved, others)
     return stored
 
 
-def _not_read(saved: TorchFile, others: Mapping[str, OtherTensor], total: int) -> UnsupportedLayoutError:
-    named = listed([f"`{cut(name)}` is {other.kind}" for name, other in others.items()])
-    if any(other.is_part for other in others.values()):
-        return UnsupportedLayoutError(
-            saved.file.path,
-            "is one rank's part of a sharded checkpoint; such files are not read yet",
-            saw=f"{len(others)} of {total} tensors are distributed: {named}",
-            hint="Save a full state dict instead: StateDictType.FULL_STATE_DICT, or"
-            " get_model_state_dict(..., options=StateDictOptions(full_state_dict=True, cpu_offload=True)).",
-        )
+def _not_read(saved: TorchFile, others: Mapping[str, OtherTensor]) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
         saved.file.path,
         f"holds {len(others)} tensors of kinds that are not read",
-        saw=named,
+        saw=listed([f"`{cut(name)}` is {other.kind}" for name, other in others.items()]),
         expected="plain tensors",
         hint="Save them as plain tensors, or name another model in the file with --select.",
     )
 
 
-def _require_modest(saved: TorchFile, stored: Mapping[str, StoredTensor]) -> None:
+def require_modest(saved: TorchFile, stored: Mapping[str, StoredTensor]) -> None:
     """Raise where tensors claim to be far larger than the storages they are views of."""
     held = sum(s.stop - s.start for s in {s.storage.key: s.storage for s in stored.values()}.values())
     claimed = sum(s.tensor.nbytes for s in stored.values())
@@ -191,28 +217,45 @@ def _no_model(saved: TorchFile, contents: Contents) -> UnshardError:
     return UnknownLayoutError(path, "holds no tensors", saw=what, expected="a state dict")
 
 
-def _findings(
-    saved: TorchFile, contents: Contents, chosen: Selected[Record], select: str | None
-) -> list[Finding]:
+def _findings(model: ChosenModel) -> list[Finding]:
     """Return what a person should know of the file besides its tensors."""
-    name = saved.file.path.name
-    found = []
+    saved, name = model.saved, model.saved.file.path.name
+    found = [*told_of_choice(model, name), *told_of_training(model.contents.extras, name)]
+    if not saved.has_checksums:
+        found.append(told_of_checksums(saved, name))
+    return [*found, *told_of_classes(saved.classes, name)]
+
+
+def told_of_choice(model: ChosenModel, subject: str) -> Iterator[Finding]:
+    """Yield which of several places in a file the model was taken from."""
+    chosen, select = model.chosen, model.select
     if chosen.container:
-        found.append(finding("U105", subject=name, saw=f"container `{cut(dotted(chosen.container))}`"))
+        yield finding("U105", subject=subject, saw=f"container `{cut(dotted(chosen.container))}`")
     if select is not None:
-        others = [cut(dotted(p)) or "the top level" for p in contents.groups if p != chosen.container]
+        others = [cut(dotted(p)) or "the top level" for p in model.contents.groups if p != chosen.container]
         saw = f"--select {cut(select)}" + (f"; the others are {listed(others)}" if others else "")
-        found.append(finding("U205", subject=name, saw=saw))
-    training = [e for e in contents.extras if e.kind in _TRAINING]
+        yield finding("U205", subject=subject, saw=saw)
+
+
+def told_of_training(extras: Sequence[Extra], subject: str) -> Iterator[Finding]:
+    """Yield which training state a file holds beside the model."""
+    training = [e for e in extras if e.kind in _TRAINING]
     if training:
         parts = [f"{e.name} ({format_size(e.size)})" if e.size else e.name for e in training]
-        found.append(finding("U102", subject=name, saw=listed(parts)))
-    if not saved.has_checksums:
-        remedy = "Compare it with a digest of the original."
-        found.append(finding("U103", subject=name, saw=saved.facts[0], remedy=remedy))
-    if classes := foreign_classes(saved.classes):
-        found.append(finding("U104", subject=name, saw=listed([cut(c) for c in classes], at_most=5)))
-    return found
+        yield finding("U102", subject=subject, saw=listed(parts))
+
+
+def told_of_checksums(saved: TorchFile, subject: str) -> Finding:
+    """Return that damage to a file cannot be told from data."""
+    return finding(
+        "U103", subject=subject, saw=saved.facts[0], remedy="Compare it with a digest of the original."
+    )
+
+
+def told_of_classes(classes: tuple[str, ...], subject: str) -> Iterator[Finding]:
+    """Yield which classes of others a file names."""
+    if foreign := foreign_classes(classes):
+        yield finding("U104", subject=subject, saw=listed([cut(c) for c in foreign], at_most=5))
 
 
 def foreign_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
