@@ -11,12 +11,12 @@ from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from trainers.models import model_of
 from trainers.run import Run
 from trainers.sharded_states import step_once
-from trainers.wrapping import fsdp1
+from trainers.wrapping import wrapped
 
 
 def leave(run: Run, folder: Path, base: Path) -> None:
     """Leave what `state_dict` gives each rank, in files named as accelerate names them."""
-    sharded = fsdp1(model_of(run, folder), run.wrapping)
+    sharded = wrapped(model_of(run, folder), run.wrapping)
     step_once(run, sharded)
     (folder / run.path).mkdir(exist_ok=True)
     with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.LOCAL_STATE_DICT):

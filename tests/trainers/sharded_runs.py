@@ -6,6 +6,7 @@ from trainers.run import Run, Wrapping
 
 FSDP1 = Wrapping(fsdp=1, mesh=())
 FSDP1_ORIGINAL = Wrapping(fsdp=1, mesh=(), use_orig_params=True)
+FSDP1_CHECKPOINTED = Wrapping(fsdp=1, mesh=(), activation_checkpoints=True)
 FSDP1_MESH = Wrapping(fsdp=1)
 FSDP1_HYBRID = Wrapping(fsdp=1, mesh=("ddp", "fsdp"))
 HYBRID = Wrapping(mesh=("ddp", "fsdp"))
@@ -81,6 +82,11 @@ FLAT_RUNS = (
     _flat("flat-original", "each rank's range of each parameter", wrapping=FSDP1_ORIGINAL),
     _flat("flat-original-tied", "tied, bf16", tied=True, dtype="bfloat16", wrapping=FSDP1_ORIGINAL),
     _flat("flat-original-four", "four ranks", world_size=4, wrapping=FSDP1_ORIGINAL),
+    _flat("flat-checkpointed", "layers in activation checkpoints", wrapping=FSDP1_CHECKPOINTED),
+    _flat("flat-mixtral", "experts in one tensor", model="mixtral", wrapping=FSDP1),
+    _flat("flat-original-mixtral", "experts in one tensor", model="mixtral", wrapping=FSDP1_ORIGINAL),
+    _flat("flat-awkward", "odd buffers, a tied pair inside", model="awkward", wrapping=FSDP1),
+    _flat("flat-original-awkward", "odd buffers", model="awkward", wrapping=FSDP1_ORIGINAL),
 )
 
 

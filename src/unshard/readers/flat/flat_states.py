@@ -79,7 +79,11 @@ def describe_flat(states: Sequence[RankState], subject: Path) -> FlatState | Non
 def _modules(states: Sequence[RankState]) -> tuple[str, ...]:
     """Return the names of the modules without their wrappers, if all ranks tell the same, or nothing."""
     told = {state.modules for state in states}
-    return tuple(dict.fromkeys(map(without_wrappers, told.pop()))) if len(told) == 1 else ()
+    if len(told) > 1:
+        return ()
+    plain = dict.fromkeys(map(without_wrappers, told.pop()))
+    before = f"{states[0].selected}." if states[0].selected else ""
+    return tuple(name.removeprefix(before) for name in plain if name.startswith(before))
 
 
 def _by_part(states: Sequence[RankState], vectors: Mapping[str, Vector]) -> list[RankState]:
@@ -124,6 +128,11 @@ def _slices(states: Sequence[RankState], subject: Path) -> dict[str, Vector]:
     }
     if not viewed and any(len(found) > 1 for found in lengths.values()):
         viewed = {name for name, found in lengths.items() if found != {0}}
+    for name in sorted(viewed):
+        if len(by_name[name]) < len(states):
+            there = {state.file for state, _ in by_name[name]}
+            absent = next(state.file for state in states if state.file not in there)
+            raise _unlike(name, subject, f"none in {absent}", "one in the file of every rank")
     return {name: _vector(name, held, shared, subject) for name, held in by_name.items() if name in viewed}
 
 

@@ -40,7 +40,7 @@ class FlatSlices:
             BaseModelError: The base does not know some of them, or as larger or smaller.
         """
         counts = {name: vector.count for name, vector in self.vectors.items()}
-        shapes = known.named({name: (count,) for name, count in counts.items()})
+        shapes = self._with_twins(known.named({name: (count,) for name, count in counts.items()}))
         wrong = [f"`{cut(name)}` is not in it" for name in counts if name not in shapes]
         wrong += [
             f"`{cut(name)}` has {counts[name]:,} elements, not {math.prod(shape):,} as {list(shape)}"
@@ -55,6 +55,12 @@ class FlatSlices:
                 hint="Name the model that training started from with --base.",
             )
         return Shaped({name: vector.part(0, shapes[name]) for name, vector in self.vectors.items()})
+
+    def _with_twins(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return shapes, and those of further names of the same elements, which FSDP kept once."""
+        twins = {self.vectors[name].stretches: shape for name, shape in shapes.items()}
+        found = {name: shapes.get(name, twins.get(v.stretches)) for name, v in self.vectors.items()}
+        return {name: shape for name, shape in found.items() if shape is not None}
 
     def inferred(self) -> Shaped:
         """Refuse: a range of elements does not show the shape of the whole.
