@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from unshard.base import Base, find_base
+from unshard.base import find_base
 from unshard.checkpoint import Checkpoint, Step
 from unshard.checks.completeness import check_completeness, completeness_evidence
 from unshard.checks.inference_files import check_inference_files
@@ -84,7 +84,8 @@ def check(
         InputError: No checkpoint lies there.
         BaseModelError: The base that was named is missing or unreadable.
     """
-    opened = open_steps(as_paths(path), step=step, select=select)
+    steps = open_steps(as_paths(path), step=step, select=select)
+    opened = [_with_shapes(one, base) for one in steps]
     asked = next(one for one in opened if one.is_chosen)
     whole = [one for one in opened if one.checkpoint is not None]
     within_reach = [one for one in whole if one.numbers <= asked.numbers] if step is None else []
@@ -105,6 +106,18 @@ def check(
     )
 
 
+def _with_shapes(one: OpenedStep, base: str | Path | None) -> OpenedStep:
+    """Return a step with the shapes that only the base tells, and whether anything is missing then."""
+    if one.checkpoint is None or one.checkpoint.unshaped is None:
+        return one
+    reference = None if base is None else str(base)
+    found, _ = find_base(one.checkpoint, reference=reference, download=False, model_class=False)
+    try:
+        return replace(one, checkpoint=with_shapes_to_show(one.checkpoint, found))
+    except IncompleteCheckpointError as error:
+        return replace(one, checkpoint=None, error=error)
+
+
 def _numbers(one: OpenedStep) -> tuple[int, ...]:
     return one.numbers
 
@@ -123,20 +136,10 @@ def _about_base(
     checkpoint: Checkpoint | None, base: str | Path | None
 ) -> tuple[tuple[Finding, ...], str | None]:
     """Return what inference would miss besides tensors, and the base that would be used."""
-    if checkpoint is None:
-        return (), None
     reference = None if base is None else str(base)
+    if checkpoint is None:
+        return (), reference
     found, findings = find_base(checkpoint, reference=reference, download=False, model_class=False)
     names = {"config.json", *found.side_files, *found.embedded} if found else set(checkpoint.side_files)
     missing = check_inference_files(names, has_base=found is not None)
-    shapes = _about_shapes(checkpoint, found)
-    return (*findings, *shapes, *missing), found.reference if found else None
-
-
-def _about_shapes(checkpoint: Checkpoint, base: Base | None) -> tuple[Finding, ...]:
-    """Return what tensors lack of the shapes that only the base tells, or that nothing tells them."""
-    try:
-        shaped = with_shapes_to_show(checkpoint, base)
-    except IncompleteCheckpointError as error:
-        return check_completeness(error)
-    return shaped.findings[len(checkpoint.findings) :]
+    return (*findings, *missing), found.reference if found else None

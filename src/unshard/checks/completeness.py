@@ -25,12 +25,7 @@ def check_completeness(error: InputError | None) -> tuple[Finding, ...]:
 def completeness_evidence(checkpoint: Checkpoint) -> str:
     """Return, in numbers, what was held against what is there when a checkpoint was opened."""
     pieces = sum(len(tensor.pieces) for tensor in checkpoint.tensors.values())
-    if checkpoint.unshaped is not None:
-        return (
-            f"{len(checkpoint.files):,} files with parts of {len(checkpoint.unshaped.as_found()):,} tensors, "
-            "whose shapes only the base tells"
-        )
-    return (
-        f"{len(checkpoint.tensors):,} tensors in {pieces:,} pieces of {len(checkpoint.files):,} files: "
-        "every piece lies in its file, and every element is there exactly once"
-    )
+    parts = f"{len(checkpoint.tensors):,} tensors in {pieces:,} pieces of {len(checkpoint.files):,} files"
+    if any(found.code == "U114" for found in checkpoint.findings):
+        return f"{parts}: as far as can be told without the shapes of a base"
+    return f"{parts}: every piece lies in its file, and every element is there exactly once"

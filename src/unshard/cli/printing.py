@@ -98,12 +98,15 @@ def echo_findings(findings: Sequence[Finding], *, quiet: bool = False) -> None:
     """
     ordered = sorted(findings, key=lambda f: (_ORDER[f.severity], f.code))
     problems = [f for f in ordered if f.severity is not Severity.INFO]
-    for code, group in itertools.groupby(problems, key=lambda f: f.code):
+    for _, group in itertools.groupby(problems, key=lambda f: f.code):
         alike = list(group)
-        for item in alike[:_SHOWN_ALIKE]:
-            _echo_problem(item)
+        for number, item in enumerate(alike[:_SHOWN_ALIKE]):
+            if number and item.remedy == alike[0].remedy:
+                echo_rows([("", plain(f"{item.subject}: {_evidence(item)}"))], indent=4)
+            else:
+                _echo_problem(item)
         if len(alike) > _SHOWN_ALIKE:
-            echo(f"\n  {code}  and {len(alike) - _SHOWN_ALIKE:,} more like these; --json has all")
+            echo_rows([("", f"and {len(alike) - _SHOWN_ALIKE:,} more like these; --json has all")], indent=4)
     facts = [f for f in ordered if f.severity is Severity.INFO]
     if facts and not quiet:
         echo()
