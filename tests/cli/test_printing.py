@@ -47,8 +47,18 @@ def test_quiet_leaves_out_mere_facts(capsys: pytest.CaptureFixture[str]) -> None
 def test_many_findings_of_one_kind_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     echo_findings([finding("U703", subject=f"tensor {i}", saw="y") for i in range(12)])
     said = capsys.readouterr().out
-    assert said.count("U703 error") == 5
+    assert said.count("U703 error") == 1
+    assert said.count("tensor ") == 5
     assert "7 more like these" in said
+
+
+def test_findings_of_one_kind_with_remedies_of_their_own_are_told_in_full(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    echo_findings([finding("U703", subject=f"tensor {i}", saw="y", remedy=f"do {i}") for i in range(3)])
+    said = capsys.readouterr().out
+    assert said.count("U703 error") == 3
+    assert "do 2" in said
 
 
 @pytest.mark.parametrize(

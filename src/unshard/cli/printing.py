@@ -102,7 +102,8 @@ def echo_findings(findings: Sequence[Finding], *, quiet: bool = False) -> None:
         alike = list(group)
         for number, item in enumerate(alike[:_SHOWN_ALIKE]):
             if number and item.remedy == alike[0].remedy:
-                echo_rows([("", plain(f"{item.subject}: {_evidence(item)}"))], indent=4)
+                expected = f", expected {item.expected}" if item.expected else ""
+                echo_rows([("", plain(f"{item.subject}: {item.saw}{expected}"))], indent=4)
             else:
                 _echo_problem(item)
         if len(alike) > _SHOWN_ALIKE:
