@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import copyreg
 import io
 import itertools
 import pickle
-import sys
-import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,49 +116,16 @@ def write_metadata(folder: Path, metadata: object) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(metadata, protocol=4))
 
 
-def pickled_as(value: object, paths: Mapping[type, str], without: frozenset[str] = frozenset()) -> bytes:
-    """Return a pickle in which classes have other full names, and objects lack some fields."""
-    with _stand_ins(paths) as classes:
-        stream = io.BytesIO()
-        _Renaming(stream, classes, without).dump(value)
-        return stream.getvalue()
-
-
-class _Renaming(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, classes: Mapping[type, type], without: frozenset[str]) -> None:
-        super().__init__(stream, protocol=4)
-        self._classes, self._without = classes, without
-
-    def reducer_override(self, obj: Any) -> Any:
-        made = self._classes.get(type(obj))
-        if made is None:
-            return NotImplemented
-        state = obj.__getstate__()
-        if isinstance(state, dict):
-            state = {key: value for key, value in state.items() if key not in self._without}
-        return copyreg.__newobj__, (made,), state  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _stand_ins(paths: Mapping[type, str]) -> Iterator[dict[type, type]]:
-    """Put modules with classes of certain names where pickle looks for them."""
-    before: dict[str, types.ModuleType | None] = {}
-    made: dict[type, type] = {}
+def pickled_as(metadata: Metadata, paths: Mapping[type, str], without: frozenset[str] = frozenset()) -> bytes:
+    """Return a pickle in which classes have other full names, and the metadata lack some fields."""
+    for field in without:
+        metadata.__dict__.pop(field, None)
+    data = pickle.dumps(metadata, protocol=3)  # which has names as lines of text
     for real, path in paths.items():
         module, _, name = path.rpartition(".")
-        if module not in before:
-            before[module] = sys.modules.get(module)
-            sys.modules[module] = types.ModuleType(module)
-        made[real] = type(name, (), {"__module__": module})
-        setattr(sys.modules[module], name, made[real])
-    try:
-        yield made
-    finally:
-        for module, real_module in before.items():
-            if real_module is None:
-                del sys.modules[module]
-            else:
-                sys.modules[module] = real_module
+        before = f"c{real.__module__}\n{real.__qualname__}\n".encode()
+        data = data.replace(before, f"c{module}\n{name}\n".encode())
+    return data
 
 
 def class_paths(package: str, properties: str | None = None) -> dict[type, str]:
