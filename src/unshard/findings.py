@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "U118": Rule(_ERROR, "The save was not finished"),
     "U119": Rule(_ERROR, "The checkpoint cannot be read"),
     "U120": Rule(_WARNING, "The order of flattened parameters is that of the model class, not of the files"),
+    "U121": Rule(_WARNING, "Tensors without dimensions may have become zero when torch put shards together"),
     "U201": Rule(_INFO, "Names were changed to those the model needs"),
     "U202": Rule(_INFO, "A tensor was dropped because the model computes it itself"),
     "U203": Rule(_WARNING, "A recomputable tensor could not be checked before it was dropped"),

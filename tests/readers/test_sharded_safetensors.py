@@ -14,6 +14,7 @@ from known_shapes import knowing, shaped, shapes_of
 from reader_suite import FolderSuite, opened
 from safetensors.torch import load_file, save_file
 
+from tiny_models import tiny_model, write_folder
 from trainers.catalogue import TrainedCheckpoint
 from unshard import inspect
 from unshard.base import find_base
@@ -127,6 +128,27 @@ def test_a_whole_model_in_the_same_folder_goes_before_the_shards(sharded: Path) 
     found = opened(sharded)
     assert found.layout.name == "hugging-face"
     assert {e.name for e in found.extras} == {shard(rank) for rank in (1, 2, 3)}
+
+
+def test_numbers_that_torch_may_have_made_zero_are_told(sharded: Path) -> None:
+    save_file(TENSORS, sharded / "model.safetensors")
+    (found,) = [f for f in opened(sharded).findings if f.code == "U121"]
+    assert "`number`" in found.saw
+    for rank in (1, 2, 3):
+        (sharded / shard(rank)).unlink()
+    assert "U121" not in {f.code for f in opened(sharded).findings}
+
+
+def test_experts_in_one_tensor_get_shapes_and_are_taken_apart(tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+    base = write_folder(model, tmp_path / "base")
+    folder = write_shards(model.state_dict(), tmp_path / "run")
+    convert(folder, tmp_path / "out", base=base, durable=False)
+    written, published = (load_file(place / "model.safetensors") for place in (tmp_path / "out", base))
+    assert true_values(written) == true_values(published)
+    (folder / shard(3)).unlink()
+    with pytest.raises(IncompleteCheckpointError, match=shard(3)):
+        convert(folder, tmp_path / "other", base=base, durable=False)
 
 
 def test_an_index_without_its_files_does_not_hide_the_shards(sharded: Path) -> None:

@@ -18,12 +18,14 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from unshard.checkpoint import Checkpoint, Extra, Layout
 from unshard.errors import IncompleteCheckpointError
+from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder, size_of
 from unshard.readers.protocol import Candidate
+from unshard.readers.rendering import cut, listed
 from unshard.readers.selection import select_model
 from unshard.readers.training_files import training_kind
 from unshard.readers.weights.weight_index import (
@@ -35,6 +37,7 @@ from unshard.readers.weights.weight_index import (
 from unshard.readers.weights.weights_file import WeightsFile, describe_weights_file
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
+from unshard.tensors import DescribedTensor
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 # Copies in the other format, FSDP's own copy of what the Trainer writes, and the shards that torch made
@@ -43,7 +46,7 @@ _COPIES = re.compile(
     r"(pytorch_)?model(-\d{5}-of-\d{5}|_fsdp)?\.(bin|safetensors)(\.index\.json)?"
     r"|shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"
 )
-_SHARDS = "sharded"
+_SHARD, _SHARDS = "shard-", "sharded"
 _MANIFEST = "unshard.manifest.json"
 
 
@@ -90,7 +93,10 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(checksum for part in parts for checksum in part.checksums),
         extras=(*_once(parts), *(_copies(folder, index) if is_folder else ())),
         classes=tuple(dict.fromkeys(name for part in parts for name in part.classes)),
-        findings=tuple(found for part in parts for found in part.findings),
+        findings=(
+            *(found for part in parts for found in part.findings),
+            *(_numbers_told(folder, tensors) if is_folder else ()),
+        ),
     )
 
 
@@ -99,7 +105,7 @@ def _format(folder: Folder) -> tuple[str, str] | None:
 
     An index alone counts, for what it names is then missing; but not beside the shards of a model.
     """
-    sharded = any(name.startswith("shard-") for name in folder.files)
+    sharded = any(name.startswith(_SHARD) for name in folder.files)
     for stem, ending in _FORMATS:
         index = rf"{stem}\.{ending}\.index\.json"
         own = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{ending}" + ("" if sharded else f"|{index}"))
@@ -147,6 +153,25 @@ def _copies(folder: Folder, index: WeightIndex) -> Iterator[Extra]:
     if _SHARDS in folder.folders:
         size = size_of(folder.path / _SHARDS)
         yield Extra(f"{_SHARDS}/", "file", size, "the shards that the weights were made of; not read")
+
+
+def _numbers_told(folder: Folder, tensors: Mapping[str, DescribedTensor]) -> Iterator[Finding]:
+    """Tell of tensors that torch writes as zero when it makes a model of the shards beside it.
+
+    Source:
+        torch/distributed/checkpoint/_consolidate_hf_safetensors.py
+        (`_write_sub_tensor_to_file_optimized`, which copies nothing where there are no dimensions).
+    """
+    shards = [name for name in folder.files if name.startswith(_SHARD)]
+    numbers = [f"`{cut(name)}`" for name, tensor in tensors.items() if tensor.shape == ()]
+    if numbers and (shards or _SHARDS in folder.folders):
+        place = f"`{_SHARDS}/`" if _SHARDS in folder.folders else "the files shard-*"
+        yield finding(
+            "U121",
+            subject=folder.path.name,
+            saw=f"{listed(numbers)}, in files that lie beside the shards they may be made of",
+            remedy=f"Compare them with {place}, or convert these instead.",
+        )
 
 
 def _layout(folder: Folder, index: WeightIndex, *, is_folder: bool) -> Layout:
