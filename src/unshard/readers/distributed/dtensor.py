@@ -25,8 +25,10 @@ from unshard.readers.distributed.parts import DistributedTensor, LocalPiece
 from unshard.readers.distributed.placements import (
     Cut,
     PlacedBox,
+    Span,
     box_count,
     local_spans,
+    nested,
     placed_boxes,
     span_shape,
 )
@@ -98,8 +100,15 @@ def describe_dtensor(
     cuts = _cuts(described, position, part.shape, subject)
     if isinstance(cuts, OtherTensor):
         return cuts
-    pieces = [] if cuts is None else _pieces(stored, part.shape, cuts, subject)
-    return DistributedTensor("DTensor", part.shape, stored.tensor.dtype, pieces, position.world_size)
+    readings = () if cuts is None else _readings(stored, part.shape, cuts, subject)
+    return DistributedTensor(
+        "DTensor",
+        part.shape,
+        stored.tensor.dtype,
+        next((pieces for pieces in readings if pieces is not None), ()),
+        position.world_size,
+        readings=readings if len(readings) > 1 else (),
+    )
 
 
 def _require_shape(spec: Entries, shape: tuple[int, ...], subject: str) -> None:
@@ -188,18 +197,33 @@ def _order(entries: object, placements: Sequence[_Placement], subject: str) -> l
     return named
 
 
-def _pieces(stored: StoredTensor, shape: tuple[int, ...], cuts: list[Cut], subject: str) -> list[LocalPiece]:
-    """Return what the local tensor holds, which must be as large as what the rank has to hold."""
-    spans = local_spans(shape, cuts)
-    expected, found = span_shape(spans), stored.tensor.shape
-    if expected != found and not (0 in expected and 0 in found):
+def _readings(
+    stored: StoredTensor, shape: tuple[int, ...], cuts: list[Cut], subject: str
+) -> tuple[list[LocalPiece] | None, ...]:
+    """Return what the local tensor holds; it must be as large as what the rank has to hold.
+
+    There are two results where placements can be read in two ways, and None for one that does not fit.
+    """
+    ways = [local_spans(shape, cuts)]
+    if (others := nested(cuts)) is not None and (spans := local_spans(shape, others)) != ways[0]:
+        ways.append(spans)
+    readings = tuple(_pieces(stored, spans, subject) for spans in ways)
+    if all(pieces is None for pieces in readings):
         raise UnsafeFileError(
             subject,
             "has a local tensor of another shape than its place in the mesh has",
-            saw=f"{list(found)}",
-            expected=f"{list(expected)} of {list(shape)}",
+            saw=f"{list(stored.tensor.shape)}",
+            expected=f"{' or '.join(str(list(span_shape(spans))) for spans in ways)} of {list(shape)}",
             hint="The file belongs to another rank, or to another save. Copy the files of all ranks again.",
         )
+    return readings
+
+
+def _pieces(stored: StoredTensor, spans: Sequence[Sequence[Span]], subject: str) -> list[LocalPiece] | None:
+    """Return the pieces of a local tensor, or None where it has not the size of what is held."""
+    expected, found = span_shape(spans), stored.tensor.shape
+    if expected != found and not (0 in expected and 0 in found):
+        return None
     if box_count(spans) > _MOST_BOXES:
         raise impossible(subject, "is cut into more stretches than anything", saw=str(box_count(spans)))
     boxes = placed_boxes(spans)

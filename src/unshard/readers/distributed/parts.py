@@ -33,6 +33,8 @@ class DistributedTensor:
         shape: Elements of the whole tensor along every dimension.
         dtype: Number format.
         pieces: What the rank holds of it; none where it holds nothing.
+        readings: Where placements can be read in two ways that differ for this rank: what it holds by
+            each, or None where its local tensor has not that size. All ranks are read in one way.
         world_size: How many ranks there were at least, as far as the file tells.
         everything: The boxes of all ranks, where the file tells them; empty where it does not.
     """
@@ -43,3 +45,4 @@ class DistributedTensor:
     pieces: Sequence[LocalPiece]
     world_size: int | None = None
     everything: tuple[Box, ...] = ()
+    readings: tuple[Sequence[LocalPiece] | None, ...] = ()

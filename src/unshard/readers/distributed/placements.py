@@ -9,6 +9,11 @@ A cut into n parts is that of `torch.chunk`: all are ceil(size / n) long, but fo
 elements, and those after it have none. Mesh dimensions cut one after the other, from left to right unless
 the file says otherwise.
 
+FSDP2 over tensor parallelism does not cut so: it takes what tensor parallelism has left, and cuts that,
+which `_StridedShard` describes exactly only where all parts are equally long. Where they are not, tensors
+that torch itself has distributed and those of FSDP2 have the same placements and other parts; the
+parts' sizes, on all ranks together, tell which of both they are.
+
 Source:
     torch/distributed/tensor/placement_types.py (`Shard.local_shard_size_and_offset`,
     `_StridedShard._split_tensor`), _utils.py (`_compute_local_shape_and_global_offset`).
@@ -57,6 +62,19 @@ def local_spans(shape: Sequence[int], cuts: Sequence[Cut]) -> list[list[Span]]:
     for cut in cuts:
         spans[cut.dimension] = _cut(spans[cut.dimension], cut)
     return spans
+
+
+def nested(cuts: Sequence[Cut]) -> list[Cut] | None:
+    """Return the cuts as FSDP2 makes them over tensor parallelism, or None where that is no other way."""
+    strided = [number for number, cut in enumerate(cuts) if cut.factor > 1]
+    if len(strided) != 1:
+        return None
+    outer = cuts[strided[0]]
+    inner = [cut for cut in cuts[strided[0] + 1 :] if cut.dimension == outer.dimension]
+    if math.prod(cut.parts for cut in inner) != outer.factor:
+        return None
+    rest = [cut for cut in cuts if cut is not outer]
+    return [*rest, Cut(outer.dimension, outer.parts, outer.index)]
 
 
 def span_shape(spans: Sequence[Sequence[Span]]) -> tuple[int, ...]:

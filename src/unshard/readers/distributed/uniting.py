@@ -81,12 +81,18 @@ def unite(states: Sequence[RankState], subject: Path) -> United:
         for name, tensor in state.tensors.items():
             known = first.setdefault(name, tensor)
             wrong += _differences(name, known, tensor, state.file)
-            one = held.setdefault(name, _Held(name))
-            pieces = _pieces(tensor)
-            one.pieces.extend(pieces)
-            one.files.extend([state.file] * len(pieces))
     if wrong:
         raise _contradiction(subject, wrong)
+    ways = _ways(states)
+    for state in states:
+        for name, tensor in state.tensors.items():
+            one = held.setdefault(name, _Held(name))
+            pieces = _pieces(tensor, ways.get(name, 0))
+            if pieces is None:
+                wrong.append(f"`{cut(name)}` in {state.file} is as large as in no save of the others")
+                continue
+            one.pieces.extend(pieces)
+            one.files.extend([state.file] * len(pieces))
     for name, one in held.items():
         wrong += _put_together(one, first[name], united)
     if wrong:
@@ -94,9 +100,24 @@ def unite(states: Sequence[RankState], subject: Path) -> United:
     return united
 
 
-def _pieces(tensor: RankTensor) -> Sequence[LocalPiece]:
+def _ways(states: Sequence[RankState]) -> dict[str, int]:
+    """Return, for tensors whose placements can be read in two ways, the one in which every rank fits.
+
+    Where the ranks that are there fit in both, it is the first; ranks that are missing will be told.
+    """
+    impossible: dict[str, set[int]] = {}
+    for state in states:
+        for name, tensor in state.distributed.items():
+            if tensor.readings:
+                wrong = (way for way, pieces in enumerate(tensor.readings) if pieces is None)
+                impossible.setdefault(name, set()).update(wrong)
+    return {name: int(0 in wrong) for name, wrong in impossible.items()}
+
+
+def _pieces(tensor: RankTensor, way: int) -> Sequence[LocalPiece] | None:
+    """Return what a rank holds of a tensor, or None where it does not fit if read in that way."""
     if isinstance(tensor, DistributedTensor):
-        return tensor.pieces
+        return tensor.readings[way] if tensor.readings else tensor.pieces
     return [LocalPiece(Box.whole(tensor.tensor.shape), tensor)]
 
 
@@ -194,6 +215,8 @@ def users_of_storages(state: RankState) -> dict[str, list[str]]:
     """Return, by storage of a rank's file, the tensors that are views of it."""
     users: dict[str, list[str]] = {}
     for name, tensor in state.tensors.items():
-        for piece in _pieces(tensor):
-            users.setdefault(piece.stored.storage.key, []).append(name)
+        pieces = tensor.pieces if isinstance(tensor, DistributedTensor) else ()
+        stored = (piece.stored for piece in pieces) if isinstance(tensor, DistributedTensor) else (tensor,)
+        for one in stored:
+            users.setdefault(one.storage.key, []).append(name)
     return users
