@@ -13,6 +13,7 @@ import unshard
 from tiny_experts import tiny_experts
 from tiny_models import logits_of, same_bits
 from trainers.tiny_llama import tiny_tokenizer
+from unshard.errors import DamagedFileError
 from unshard.manifest import read_manifest
 
 TOKENS = torch.tensor([[5, 17, 40, 33, 8, 90, 12]])
@@ -75,6 +76,15 @@ def test_one_expert_for_another_is_found(run: Path, base: Path, converted: Path,
     proof = unshard.verify(tmp_path, against=run, forward=False)
     assert not proof.sound
     assert {finding.subject for finding in proof.findings} == {name.format(0), name.format(1)}
+
+
+def test_damage_inside_one_expert_is_found(run: Path, base: Path, tmp_path: Path) -> None:
+    damaged = bytearray(run.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match="disagree with their checksums"):
+        unshard.convert(tmp_path / "model.pt", tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_file_is_written_and_verified_without_a_configuration(

@@ -222,9 +222,20 @@ def test_another_number_of_experts_is_refused(mixtral: tuple[State, Path], tmp_p
     more = {n: torch.cat([t, t]) if ".experts." in n else t for n, t in state.items()}
     error = refused(more, base, tmp_path)
     assert error.hint == (
-        f"`{GATE_UP}` is (8, 80, 32), and the base has 4 experts in a layer: it cannot be taken apart to "
-        "these. Name the model that training started from with --base."
+        "The base has 4 experts in a layer, and the checkpoint has 8. Name the model that training started "
+        "from with --base."
     )
+    assert {m.kind for m in error.mismatches} == {"unexpected"}
+
+
+def test_the_configuration_alone_says_how_many_experts_there_are(
+    mixtral: tuple[State, Path], tmp_path: Path
+) -> None:
+    state, base = mixtral
+    bare = only_config(base, tmp_path / "bare", num_local_experts=8)
+    model = matched_to(state, bare, tmp_path)
+    assert GATE_UP in model.tensors
+    assert codes(model.findings) == ["U201", "U204", "U204"]
 
 
 def test_an_expert_that_is_missing_is_not_made_up(mixtral: tuple[State, Path], tmp_path: Path) -> None:
@@ -253,6 +264,7 @@ def test_a_tensor_of_other_dimensions_is_not_taken_apart(
     state, base = mixtral
     error = refused({**state, GATE_UP: change(state[GATE_UP])}, base, tmp_path)
     assert ("unexpected", GATE_UP) in [(m.kind, m.name) for m in error.mismatches]
+    assert str(error.hint).startswith(f"`{GATE_UP}` is (")
 
 
 def test_experts_of_two_dtypes_are_not_put_together(mixtral: tuple[State, Path], tmp_path: Path) -> None:
@@ -276,12 +288,15 @@ def test_a_model_type_that_is_not_known_is_not_guessed(mixtral: tuple[State, Pat
     bare = only_config(base, tmp_path / "bare", model_type="of_their_own")
     model = matched_to(state, bare, tmp_path)
     assert contents(model.tensors) == contents(state)
-    assert codes(model.findings) == ["U204"]
+    assert codes(model.findings) == ["U204", "U204"]
+    assert model.findings[-1].subject == f"{GATE_UP} and 3 more"
 
 
 def test_nothing_is_done_without_a_base(mixtral: tuple[State, Path], tmp_path: Path) -> None:
     checkpoint = checkpoint_of(mixtral[0], tmp_path / "run")
-    assert contents(matched(checkpoint, None).tensors) == contents(mixtral[0])
+    model = matched(checkpoint, None)
+    assert contents(model.tensors) == contents(mixtral[0])
+    assert codes(model.findings) == ["U204", "U204"]
 
 
 @pytest.mark.parametrize("square", [False, True])
@@ -296,8 +311,26 @@ def test_dimensions_are_exchanged_where_the_base_has_them_so(tmp_path: Path, squ
     base.mkdir()
     save_file(published, base / "model.safetensors")
     (base / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
+    bare = only_config(base, tmp_path / "bare")
+    assert contents(matched_to(memory, bare, tmp_path / "bare").tensors) == contents(memory)
     model = match_state(memory, base, tmp_path / "memory")
     assert contents(model.tensors) == contents(published)
     assert one(model.findings, "U207").saw == "two dimensions of 2 tensors were exchanged"
     assert {d.reason for d in model.decisions} == {"two dimensions exchanged"}
     assert codes(match_state(published, base, tmp_path / "published").findings) == []
+
+
+def test_experts_that_are_published_as_memory_has_them_need_no_proof(tmp_path: Path) -> None:
+    state, base = saved(tiny_experts("gpt_oss"), tmp_path)
+    model = matched_to(state, only_config(base, tmp_path / "bare"), tmp_path)
+    assert contents(model.tensors) == contents(state)
+    assert codes(model.findings) == ["U204"]
+
+
+def test_a_base_in_float8_takes_experts_in_another_precision(tmp_path: Path) -> None:
+    state, base = saved(tiny_experts("deepseek_v3", dtype=torch.bfloat16), tmp_path)
+    truth = load_file(base / "model.safetensors")
+    small = {n: t.to(torch.float8_e4m3fn) if t.dim() == 2 else t for n, t in truth.items()}
+    scales = {f"{n}_scale_inv": torch.ones(1, 1) for n, t in small.items() if t.dtype.itemsize == 1}
+    save_file({**small, **scales}, base / "model.safetensors")
+    assert contents(match_state(state, base, tmp_path).tensors) == contents(truth)

@@ -117,3 +117,13 @@ def test_experts_lie_in_memory_as_the_recipe_says() -> None:
     state = tiny_experts("qwen3_moe").state_dict()
     fused = state["model.layers.0.mlp.experts.gate_up_proj"]
     assert fused.shape == torch.Size((4, 48, 32))
+
+
+def test_a_class_that_cannot_be_built_is_asked_by_its_model_type() -> None:
+    recipe = recipe_from_class({"architectures": ["NobodyKnows"], "model_type": "nemotron_h"})
+    assert recipe is not None
+    assert recipe.rename("model.norm_f.weight", "published") == "backbone.norm_f.weight"
+    assert [fusion.memory for fusion in recipe.fusions] == [
+        "mixer.experts.up_proj",
+        "mixer.experts.down_proj",
+    ]

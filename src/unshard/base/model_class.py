@@ -67,7 +67,7 @@ def recipe_from_class(config: Mapping[str, object]) -> Recipe | None:
     What no recipe can say (tensors that are padded, interleaved or permuted) is left out of it; the
     names that are then left over keep the recipe from being used.
     """
-    return _asked(config, _recipe)
+    return _asked(config, _recipe) or _recipe_of_type(config)
 
 
 def _asked(config: Mapping[str, object], question: Callable[[PreTrainedModel], _Answer]) -> _Answer | None:
@@ -167,6 +167,16 @@ def _published_dtype(model: PreTrainedModel, name: str, tensor: torch.Tensor) ->
     if dtype.kind == "float" and any(re.search(rf"(^|\.){re.escape(part)}(\.|$)", name) for part in kept):
         return DTYPES["float32"]
     return dtype
+
+
+def _recipe_of_type(config: Mapping[str, object]) -> Recipe | None:
+    """Return what transformers translates for a model type, where it cannot build the class."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:
+        return None
+    found = get_checkpoint_conversion_mapping(config.get("model_type"))
+    return None if found is None else read_recipe(found)
 
 
 def _recipe(model: PreTrainedModel) -> Recipe:

@@ -8,7 +8,7 @@ recipe that would give two tensors one name is not used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unshard.base.configuration import Config, lookup_int, text_levels
@@ -18,7 +18,7 @@ from unshard.tensors.views import concatenate, permute, split, stack, unstack
 
 Tensors = Mapping[str, DescribedTensor]
 
-# Where the configuration does not say how many experts a layer has. No model has more.
+# Where neither the base nor its configuration says how many experts a layer has. No model has more.
 _MOST_EXPERTS = 1 << 12
 
 
@@ -54,18 +54,23 @@ class _Made:
     sources: tuple[str, ...]
 
 
-def recipes_for(config: Config, *, ask_class: bool) -> Iterator[Recipe]:
-    """Yield the recipes for a model: that of its type, or else that of its class in transformers.
+def recipes_of_type(config: Config) -> list[Recipe]:
+    """Return the built-in recipes of the model types that a configuration names."""
+    return [RECIPES[name] for name in _model_types(config) if name in RECIPES]
 
-    A configuration without a model type, as beside a single file, excludes no recipe.
+
+def recipes_to_try(config: Config, *, ask_class: bool) -> Iterator[Recipe]:
+    """Yield the recipes that may fit a model whose names are known, which decide.
+
+    That of its type, or else that of its class in transformers. A configuration without a model type,
+    as beside a single file, excludes none.
 
     Args:
         config: The configuration of the base.
         ask_class: Whether transformers may be asked; importing it takes seconds.
     """
-    types = [str(level["model_type"]) for _, level in text_levels(config) if level.get("model_type")]
-    known = [RECIPES[name] for name in types if name in RECIPES]
-    if known or not types:
+    known = recipes_of_type(config)
+    if known or not _model_types(config):
         yield from known or every_recipe()
     elif ask_class:
         from unshard.base.model_class import recipe_from_class
@@ -75,20 +80,45 @@ def recipes_for(config: Config, *, ask_class: bool) -> Iterator[Recipe]:
             yield recipe
 
 
+def _model_types(config: Config) -> list[str]:
+    return [str(level["model_type"]) for _, level in text_levels(config) if level.get("model_type")]
+
+
+def possible_experts(config: Config, names: Collection[str] | None) -> range:
+    """Return how many experts a layer can have.
+
+    Args:
+        config: The configuration of the base.
+        names: The names that the model needs, which decide by themselves where they are known.
+    """
+    said = lookup_int(config, "num_experts")
+    if names is not None:
+        return range(1, len(names) + 1)
+    return range(1, _MOST_EXPERTS + 1) if said is None else range(said, said + 1)
+
+
 def regroup_to(tensors: Tensors, wanted: Mapping[str, object], config: Config) -> Tensors:
     """Return tensors on the side that gives most of the names that are wanted, by the built-in recipes."""
+    experts = possible_experts(config, wanted)
     sides = [
         found.tensors
-        for recipe in recipes_for(config, ask_class=False)
+        for recipe in recipes_to_try(config, ask_class=False)
         for side in ("published", "memory")
-        if (found := regroup(tensors, recipe, side, config)) is not None
+        if (found := regroup(tensors, recipe, side, experts)) is not None
     ]
     return max([tensors, *sides], key=lambda side: len(wanted.keys() & side.keys()))
 
 
-def regroup(tensors: Tensors, recipe: Recipe, side: Side, config: Config) -> Regrouped | None:
-    """Return tensors on that side of a recipe; None where nothing changes, or two would have one name."""
-    made = list(_apart(tensors, recipe, config) if side == "published" else _together(tensors, recipe))
+def regroup(tensors: Tensors, recipe: Recipe, side: Side, experts: range) -> Regrouped | None:
+    """Return tensors on that side of a recipe; None where nothing changes, or two would have one name.
+
+    Args:
+        tensors: The tensors, by names without wrappers.
+        recipe: The recipe.
+        side: The side.
+        experts: How many experts a layer can have; a tensor of more or fewer is not taken apart.
+    """
+    made = list(_apart(tensors, recipe, experts) if side == "published" else _together(tensors, recipe))
     by_name = {each.name: each.tensor for each in made}
     uses = Counter(source for each in made for source in each.sources)
     alone = [each for each in made if len(each.sources) == 1 and uses[each.sources[0]] == 1]
@@ -101,9 +131,8 @@ def regroup(tensors: Tensors, recipe: Recipe, side: Side, config: Config) -> Reg
     return Regrouped(side, by_name, origins, before, after, exchanged, renamed)
 
 
-def _apart(tensors: Tensors, recipe: Recipe, config: Config) -> Iterator[_Made]:
+def _apart(tensors: Tensors, recipe: Recipe, experts: range) -> Iterator[_Made]:
     """Yield every tensor under its published name, experts one by one."""
-    experts = lookup_int(config, "num_experts")
     for name, tensor in tensors.items():
         fusion = next((each for each in recipe.fusions if each.head_of(name) is not None), None)
         if fusion is None:
@@ -115,13 +144,13 @@ def _apart(tensors: Tensors, recipe: Recipe, config: Config) -> Iterator[_Made]:
                 yield _Made(recipe.rename(published, "published"), part, (name,))
 
 
-def _fits(fusion: Fusion, shape: tuple[int, ...], experts: int | None) -> bool:
+def _fits(fusion: Fusion, shape: tuple[int, ...], experts: range) -> bool:
     """Return whether a fusion can have given a tensor of this shape."""
     if fusion.last_dimension >= len(shape) or 0 in shape:
         return False
     if fusion.joined is not None and shape[fusion.joined] % len(fusion.published):
         return False
-    return not fusion.is_stacked or shape[0] == experts or (experts is None and shape[0] <= _MOST_EXPERTS)
+    return not fusion.is_stacked or shape[0] in experts
 
 
 def _parts(fusion: Fusion, head: str, tensor: DescribedTensor) -> Iterator[tuple[str, DescribedTensor]]:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from unshard.base.configuration import Config
-from unshard.match.experts import Regrouped, Tensors, recipes_for, regroup
+from unshard.match.experts import (
+    Regrouped,
+    Tensors,
+    possible_experts,
+    recipes_of_type,
+    recipes_to_try,
+    regroup,
+)
 from unshard.match.names import Naming, find_naming, naming_without_base
 from unshard.match.needs import Account, Needs, Shape
 from unshard.recipes.experts import Side
@@ -47,17 +54,29 @@ def fit_to(tensors: Tensors, needs: Needs | None, config: Config | None) -> Fit:
         return plain
     stem = naming_without_base(_shapes(tensors))
     bare = {stem.names[name]: tensor for name, tensor in tensors.items()}
-    best = plain
-    for recipe in recipes_for(config, ask_class=needs is not None and not is_exact):
-        for side in _SIDES if needs is not None else _SIDES[:1]:
-            found = regroup(bare, recipe, side, config)
-            if found is None:
-                continue
-            fit = _from_checkpoint(_named(found.tensors, needs), found, stem)
-            if needs is None:
-                return fit
-            best = max(best, fit, key=lambda fit: _worth(fit, needs))
+    if needs is None:
+        return _published(plain, bare, stem, config)
+    best, experts = plain, possible_experts(config, needs.expected)
+    for recipe in recipes_to_try(config, ask_class=not is_exact):
+        for side in _SIDES:
+            found = regroup(bare, recipe, side, experts)
+            if found is not None:
+                fit = _from_checkpoint(_named(found.tensors, needs), found, stem)
+                best = max(best, fit, key=lambda fit: _worth(fit, needs))
     return best
+
+
+def _published(plain: Fit, bare: Tensors, stem: Naming, config: Config) -> Fit:
+    """Return tensors under published names where nothing but the model type tells them.
+
+    Dimensions are not exchanged where the name stays: nothing tells which way they lie.
+    """
+    for recipe in recipes_of_type(config):
+        fusions = tuple(each for each in recipe.fusions if each.published != (each.memory,))
+        found = regroup(bare, replace(recipe, fusions=fusions), "published", possible_experts(config, None))
+        if found is not None:
+            return _from_checkpoint(_named(found.tensors, None), found, stem)
+    return plain
 
 
 def _shapes(tensors: Tensors) -> dict[str, Shape]:

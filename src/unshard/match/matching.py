@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from unshard.base import Base
@@ -16,16 +17,19 @@ from unshard.match.config_edits import (
 )
 from unshard.match.draft import Draft, new_draft
 from unshard.match.dtype_policy import check_training_precision, dtype_of, main_dtype, require_policy
-from unshard.match.experts import Regrouped
+from unshard.match.experts import Regrouped, recipes_of_type
 from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
 from unshard.match.outline import Outline
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
 from unshard.match.vocabulary import vocabulary_edits
+from unshard.recipes.experts import Recipe
 from unshard.recipes.leftovers import quantisation_kind
 from unshard.recipes.ties import has_row_per_token
 from unshard.tensors import CastTensor, Tensor
+
+_FUSED = re.compile(r"(^|\.)experts\.(gate_up|up|down)_proj$")
 
 
 def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
@@ -151,6 +155,7 @@ def _check_names(draft: Draft) -> Iterator[Finding]:
         yield from _check_experts(outline.regrouped, total, proof=_proof(draft))
     if outline.needs is None:
         yield _unchecked(outline.base, total)
+        yield from _check_fused(outline)
         return
     absent = [name for name in outline.needs.not_loaded if name not in draft.kept]
     if absent:
@@ -205,6 +210,20 @@ def _unchecked(base: Base | None, total: int) -> Finding:
         saw = f"`{base.reference}` has no weights here, and its class could not be asked"
         remedy = 'Download its weights, or pip install "unshard[hf]".'
     return finding("U204", subject=f"{total} tensors", saw=saw, remedy=remedy)
+
+
+def _check_fused(outline: Outline) -> Iterator[Finding]:
+    """Yield that experts lie in one tensor where nothing tells how the model's files have them."""
+    fused = [name for name in outline.naming.names.values() if _FUSED.search(name)]
+    known = [] if outline.base is None else recipes_of_type(outline.base.config)
+    if fused and not (known and all(recipe == Recipe() for recipe in known)):
+        yield finding(
+            "U204",
+            subject=fused[0] + (f" and {len(fused) - 1} more" if len(fused) > 1 else ""),
+            saw="all experts of a layer in one tensor, as transformers 5 has them in memory",
+            expected="what the model's published files have, and nothing here tells that",
+            remedy='Name a base with weights, of which headers are read, or pip install "unshard[hf]".',
+        )
 
 
 def _check_vocabulary(draft: Draft, tokens: int | None, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:

@@ -7,11 +7,11 @@ nothing of one another; the first one that speaks is told.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unshard.base import Base
-from unshard.base.configuration import lookup_int
 from unshard.errors import MatchError, Mismatch
 from unshard.match.needs import Needs, Shape
 from unshard.recipes.experts import RECIPES
@@ -140,17 +140,35 @@ def _fused_experts(evidence: Evidence) -> str | None:
     ]
     if not fused or not any(".experts." in name for name in evidence.names("missing")):
         return None
-    kind, experts = evidence.base.config.get("model_type"), lookup_int(evidence.base.config, "num_experts")
+    kind = evidence.base.config.get("model_type")
     if kind in RECIPES:
         return (
-            f"`{fused[0]}` is {evidence.shapes[fused[0]]}, and the base has {experts} experts in a layer: it "
-            "cannot be taken apart to these. Name the model that training started from with --base."
+            f"`{fused[0]}` is {evidence.shapes[fused[0]]}, which cannot be taken apart as models of type "
+            f"`{kind}` are. Name the model that training started from with --base."
         )
     return (
         f"`{fused[0]}` holds all experts of a layer in one tensor, as transformers 5 has them in memory; the "
         f"base has one tensor per expert, and nothing tells how models of type `{kind}` are taken apart. "
         'Try pip install -U "unshard[hf]": transformers may know it; or save with save_pretrained.'
     )
+
+
+def _other_experts(evidence: Evidence) -> str | None:
+    """A base with another number of experts."""
+    expected = () if evidence.needs is None else evidence.needs.expected
+    saw, wanted = (
+        max((int(found[1]) + 1 for name in names if (found := _EXPERT.search(name))), default=0)
+        for names in (evidence.shapes, expected)
+    )
+    if not saw or not wanted or saw == wanted:
+        return None
+    return (
+        f"The base has {wanted} experts in a layer, and the checkpoint has {saw}. Name the model that "
+        "training started from with --base."
+    )
+
+
+_EXPERT = re.compile(r"\.experts\.(\d{1,9})\.")
 
 
 def _one_model_of_several(evidence: Evidence) -> str | None:
@@ -255,6 +273,7 @@ _RULES: tuple[Callable[[Evidence], str | None], ...] = (
     _not_gathered,
     _one_model_of_several,
     _fused_experts,
+    _other_experts,
     _other_model,
     _missing_head,
     _other_head,

@@ -16,7 +16,7 @@ from unshard.checkpoint import Checkpoint, Shaped
 from unshard.dtypes import DTYPES
 from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
-from unshard.match.experts import recipes_for, regroup
+from unshard.match.experts import possible_experts, recipes_to_try, regroup
 from unshard.match.names import Naming, find_naming
 from unshard.match.needs import Account, Needs, Shape, is_tied, known_pairs, needs_of
 from unshard.recipes.registration_order import registration_order
@@ -185,8 +185,8 @@ def _forms(needs: Needs, config: Config) -> Iterator[Needs]:
     yield needs
     known = {n: t for n, t in needs.expected.items() if t.shape is not None}
     blank = {n: DescribedTensor(t.shape or (), t.dtype or DTYPES["float32"], ()) for n, t in known.items()}
-    for recipe in recipes_for(config, ask_class=True):
-        held = regroup(blank, recipe, "memory", config)
+    for recipe in recipes_to_try(config, ask_class=True):
+        held = regroup(blank, recipe, "memory", possible_experts(config, known))
         if held is None:
             continue
         expected = {name: ExpectedTensor(tensor.shape, None) for name, tensor in held.tensors.items()}
