@@ -16,6 +16,7 @@ from unshard.errors import (
 )
 from unshard.findings import Finding, finding
 from unshard.readers.copies import require_equal_copies
+from unshard.readers.flat.flat_tensors import with_flat_parameters
 from unshard.readers.rendering import as_argument, listed
 from unshard.readers.runs import Run, beside, find_run
 from unshard.readers.search import Found, find_below, find_here, steps_of, without_companions
@@ -101,7 +102,7 @@ def _tried(found: Found, run: Run, select: str | None) -> OpenedStep:
 def open_step(found: Found, *, select: str | None) -> Checkpoint:
     """Return one step that was found; `open_checkpoint` says what can go wrong."""
     require_equal_copies(found.candidate)
-    return found.reader.open_candidate(found.candidate, select=select)
+    return with_flat_parameters(found.reader.open_candidate(found.candidate, select=select))
 
 
 def _newest_whole(run: Run, select: str | None) -> tuple[Found, Checkpoint, list[Finding]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unshard.checkpoint import KnownShapes, Shaped
@@ -25,6 +25,7 @@ from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
 from unshard.readers.flat.module_order import agrees, in_order_of, prefixes
 from unshard.readers.flat.ranges import unit_of
+from unshard.readers.flat.unit_layout import PACKED, layout_of
 from unshard.readers.flat.vectors import Vector
 from unshard.readers.rendering import cut, listed
 from unshard.tensors import DescribedTensor
@@ -44,12 +45,16 @@ class FlatUnits:
         vectors: Them, by name.
         others: Names of tensors that the checkpoint holds whole.
         modules: Names of the model's modules in the order in which it registers them, or nothing.
+        slices: Tensors of one dimension that may be a rank's slices of parameters, and then are no use.
+        alignments: How many elements parameters may be aligned to.
     """
 
     subject: Path
     vectors: Mapping[str, Vector]
     others: frozenset[str]
-    modules: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    slices: Mapping[str, DescribedTensor] = field(default_factory=dict)
+    alignments: tuple[int, ...] = PACKED
 
     def shaped(self, known: KnownShapes) -> Shaped:
         """Return the parameters in the vectors.
@@ -60,11 +65,14 @@ class FlatUnits:
         orders = list(self._orders(known))
         if not orders:
             raise self._unordered(known.said_by)
-        units = [self._members(order) for order, _ in orders]
-        for (order, findings), members in zip(orders, units, strict=True):
-            if not self._disagreements(members, order):
-                return Shaped(self._tensors(members, order), findings=findings)
-        raise self._unlike(self._disagreements(units[0], orders[0][0]), known.said_by)
+        for order, findings in orders:
+            units = self._members(order)
+            shapes = {name: [order[member] for member in units[name]] for name in units}
+            starts = layout_of(self.vectors, shapes, self.alignments)
+            if starts is not None and sum(map(len, units.values())) == len(order):
+                tensors = self._tensors(units, order, starts) | self._no_slices(known, order)
+                return Shaped(tensors, findings=findings)
+        raise self._unlike(orders[0][0], known.said_by)
 
     def inferred(self) -> Shaped:
         """Refuse: a vector does not show what it holds.
@@ -82,8 +90,15 @@ class FlatUnits:
         )
 
     def as_found(self) -> Mapping[str, DescribedTensor]:
-        """Return the flat parameters themselves."""
-        return {name: vector.part(0, (vector.count,)) for name, vector in self.vectors.items()}
+        """Return the flat parameters themselves, and what may be slices of them."""
+        vectors = {name: vector.part(0, (vector.count,)) for name, vector in self.vectors.items()}
+        return vectors | dict(self.slices)
+
+    def _no_slices(self, known: KnownShapes, ordered: Parameters) -> dict[str, DescribedTensor]:
+        """Return those tensors of one dimension that are whole, and neither parameters nor shared ones."""
+        others = {name: tensor for name, tensor in self.slices.items() if name not in ordered}
+        shapes = known.named({name: tensor.shape for name, tensor in self.slices.items()})
+        return {n: tensor for n, tensor in others.items() if shapes.get(n, tensor.shape) == tensor.shape}
 
     def _orders(self, known: KnownShapes) -> Iterator[tuple[Parameters, tuple[Finding, ...]]]:
         """Yield the parameters that the vectors may hold, in order, and what is to be told of that."""
@@ -128,32 +143,33 @@ class FlatUnits:
                     break
         return members
 
-    def _disagreements(self, units: Mapping[str, Sequence[str]], ordered: Parameters) -> list[str]:
+    def _tensors(
+        self,
+        units: Mapping[str, Sequence[str]],
+        ordered: Parameters,
+        starts: Mapping[str, Sequence[int]],
+    ) -> dict[str, DescribedTensor]:
+        tensors = {
+            member: self.vectors[name].part(start, ordered[member])
+            for name, members in units.items()
+            for member, start in zip(members, starts[name], strict=True)
+        }
+        return {name: tensors[name] for name in ordered}
+
+    def _unlike(self, ordered: Parameters, said_by: str) -> BaseModelError:
+        units = self._members(ordered)
         wrong = []
         for name, members in units.items():
             wanted, count = sum(math.prod(ordered[m]) for m in members), self.vectors[name].count
             if wanted != count:
-                wrong.append(
-                    f"`{cut(name)}` has {count:,} elements, and the {len(members)} parameters below it"
-                    f" {wanted:,}"
-                )
+                below = f"the {len(members)} parameters below it {wanted:,}"
+                wrong.append(f"`{cut(name)}` has {count:,} elements, and {below}")
         housed = {member for members in units.values() for member in members}
-        return [*wrong, *(f"`{cut(name)}` is below no unit" for name in ordered if name not in housed)]
-
-    def _tensors(self, units: Mapping[str, Sequence[str]], ordered: Parameters) -> dict[str, DescribedTensor]:
-        tensors: dict[str, DescribedTensor] = {}
-        for name, members in units.items():
-            start = 0
-            for member in members:
-                tensors[member] = self.vectors[name].part(start, ordered[member])
-                start += math.prod(ordered[member])
-        return {name: tensors[name] for name in ordered}
-
-    def _unlike(self, wrong: list[str], said_by: str) -> BaseModelError:
+        wrong += [f"`{cut(name)}` is below no unit" for name in ordered if name not in housed]
         return BaseModelError(
             said_by,
             f"has other parameters than the {len(self.vectors)} flat parameters in {self.subject.name} hold",
-            saw=listed(wrong),
+            saw=listed(wrong) or "lengths that fit in several ways",
             expected="equal lengths, for nothing else tells what a flat parameter holds",
             hint=f"Name the model that training started from with --base. {_SAVE}.",
         )
