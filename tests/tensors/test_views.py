@@ -15,8 +15,8 @@ from unshard.dtypes import DTYPES, FLOAT32
 from unshard.storage.files import InputFile
 from unshard.tensors import Box, DescribedTensor, FileSource, Piece, RangeSource, Source
 from unshard.tensors.boxes import row_major_strides, split_range
+from unshard.tensors.view_sources import ViewSource
 from unshard.tensors.views import (
-    ViewSource,
     concatenate,
     narrow,
     permute,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from unshard.base import Base
@@ -17,19 +16,16 @@ from unshard.match.config_edits import (
 )
 from unshard.match.draft import Draft, new_draft
 from unshard.match.dtype_policy import check_training_precision, dtype_of, main_dtype, require_policy
-from unshard.match.experts import Regrouped, recipes_of_type
 from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
+from unshard.match.name_findings import check_names
 from unshard.match.outline import Outline
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
 from unshard.match.vocabulary import vocabulary_edits
-from unshard.recipes.experts import Recipe
 from unshard.recipes.leftovers import quantisation_kind
 from unshard.recipes.ties import has_row_per_token
 from unshard.tensors import CastTensor, Tensor
-
-_FUSED = re.compile(r"(^|\.)experts\.(gate_up|up|down)_proj$")
 
 
 def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
@@ -59,7 +55,7 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     tensors = _typed(draft, dtype)
     edits = {} if base is None else _config_edits(draft, base, tensors)
     findings = (
-        *_check_names(draft),
+        *check_names(draft),
         *draft.findings,
         *_check_vocabulary(draft, tokens, tensors),
         *_check_casts(draft, tensors),
@@ -129,101 +125,6 @@ def _reasons(outline: Outline, name: str, source: str, parts: int) -> Iterator[s
         yield f"put together with {together - 1} more"
     elif outline.tensors[source] is not outline.checkpoint.tensors[name]:
         yield "two dimensions exchanged"
-
-
-def _check_names(draft: Draft) -> Iterator[Finding]:
-    """Yield what was done to the names, and whether that could be checked."""
-    outline, naming = draft.outline, draft.outline.naming
-    total = len(outline.checkpoint.tensors)
-    if naming.removed:
-        counts = ", ".join(
-            f"`{segment}` in {count} of {total} names" for segment, count in naming.removed.items()
-        )
-        yield finding("U201", subject=", ".join(naming.removed), saw=counts)
-    share = f"{naming.changed} of {len(naming.names)} names"
-    if naming.prefix or naming.added:
-        what = [
-            *([f"`{naming.prefix}` was removed from the front"] if naming.prefix else []),
-            *([f"`{naming.added}` was added"] if naming.added else []),
-        ]
-        saw = f"{', '.join(what)}: {share}"
-        yield finding("U201", subject=naming.prefix or naming.added, saw=saw, expected=_proof(draft))
-    if naming.renaming:
-        saw = f"{naming.renaming}: {share}"
-        yield finding("U201", subject="names in memory", saw=saw, expected=_proof(draft))
-    if outline.regrouped is not None:
-        yield from _check_experts(outline.regrouped, total, proof=_proof(draft))
-    if outline.needs is None:
-        yield _unchecked(outline.base, total)
-        yield from _check_fused(outline)
-        return
-    absent = [name for name in outline.needs.not_loaded if name not in draft.kept]
-    if absent:
-        yield finding(
-            "U206",
-            subject=min(absent) + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
-            saw=f"{len(absent)} tensors that predict further tokens",
-            remedy="They only speed up engines that use them, and are in the base.",
-        )
-    unknown = sum(tensor.shape is None for tensor in outline.needs.expected.values())
-    if unknown:
-        yield finding(
-            "U204",
-            subject=outline.checkpoint.path.name,
-            saw=f"the shapes of {unknown} of {len(outline.needs.expected)} tensors are not known",
-            remedy="Download the base's weights, or install unshard[hf].",
-        )
-
-
-def _check_experts(regrouped: Regrouped, total: int, *, proof: str | None) -> Iterator[Finding]:
-    """Yield what was done to experts, and to names that go with it."""
-    published = regrouped.side == "published"
-    if regrouped.renamed:
-        other = "names in memory" if published else "published names"
-        saw = f"as transformers 5 translates them: {regrouped.renamed} of {total} names"
-        yield finding("U201", subject=other, saw=saw, expected=proof)
-    if regrouped.exchanged:
-        saw = f"two dimensions of {regrouped.exchanged} tensors were exchanged"
-        yield finding("U207", subject="experts", saw=saw, expected=proof)
-    if regrouped.before:
-        before, after = regrouped.before, regrouped.after
-        saw = (
-            f"{before} tensors, each with all experts of a layer, are {after} with one expert each"
-            if published
-            else f"{before} tensors, each with one expert, are {after} with all experts of a layer"
-        )
-        yield finding("U207", subject="experts", saw=saw, expected=proof)
-
-
-def _proof(draft: Draft) -> str | None:
-    """Return what proves a renaming right, if something does."""
-    outline = draft.outline
-    if outline.base is None or outline.needs is None:
-        return None
-    return f"exactly the names that the base has ({outline.base.expected_from})"
-
-
-def _unchecked(base: Base | None, total: int) -> Finding:
-    if base is None:
-        saw, remedy = "there is no base", "Name the model that training started from with --base."
-    else:
-        saw = f"`{base.reference}` has no weights here, and its class could not be asked"
-        remedy = 'Download its weights, or pip install "unshard[hf]".'
-    return finding("U204", subject=f"{total} tensors", saw=saw, remedy=remedy)
-
-
-def _check_fused(outline: Outline) -> Iterator[Finding]:
-    """Yield that experts lie in one tensor where nothing tells how the model's files have them."""
-    fused = [name for name in outline.naming.names.values() if _FUSED.search(name)]
-    known = [] if outline.base is None else recipes_of_type(outline.base.config)
-    if fused and not (known and all(recipe == Recipe() for recipe in known)):
-        yield finding(
-            "U204",
-            subject=fused[0] + (f" and {len(fused) - 1} more" if len(fused) > 1 else ""),
-            saw="all experts of a layer in one tensor, as transformers 5 has them in memory",
-            expected="what the model's published files have, and nothing here tells that",
-            remedy='Name a base with weights, of which headers are read, or pip install "unshard[hf]".',
-        )
 
 
 def _check_vocabulary(draft: Draft, tokens: int | None, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:
