@@ -14,6 +14,8 @@ from reader_suite import opened
 from safetensors.torch import load_file, save_file
 
 from trainers.catalogue import TrainedCheckpoint
+from trainers.flat_parameters import leave_in_dcp
+from trainers.ranks import run_ranks
 from unshard import inspect
 from unshard.base import find_base
 from unshard.checkpoint import Checkpoint
@@ -320,3 +322,32 @@ def test_a_checkpoint_verifies_a_model_made_of_it(trained_checkpoints: Runs, tmp
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "pt"})
     assert not verify(tmp_path / "out", against=run.path, forward=False).sound
+
+
+@pytest.fixture(scope="module")
+def in_dcp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Flat parameters that DCP saved: untied packed ones, and tied aligned ones."""
+    folder = tmp_path_factory.mktemp("dcp")
+    run_ranks(2, leave_in_dcp, folder, timeout_seconds=200.0)
+    return folder
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_flat_parameters_in_dcp_are_found_by_the_order_of_the_class(original: bool, in_dcp: Path) -> None:
+    """DCP keeps one rank's slice of every parameter; what it lost is in the flat parameters."""
+    truth = load_file(in_dcp / f"{original}.safetensors")
+    if original:
+        del truth["lm_head.weight"]  # tied, and a slice at that
+    shuffled = {name: shapes_of(truth)[name] for name in sorted(truth)}
+    checkpoint = with_shapes(opened(in_dcp / str(original)), knowing(shuffled), accept_inferred=False)
+    assert read_values(checkpoint.tensors) == true_values(truth)
+    assert "U120" in {finding.code for finding in checkpoint.findings}
+    assert checkpoint.storages.keys() == truth.keys()
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_flat_parameters_in_dcp_that_do_not_fit_are_refused(original: bool, in_dcp: Path) -> None:
+    shapes = shapes_of(load_file(in_dcp / f"{original}.safetensors"))
+    other = shapes | {"model.layers.1.mlp.up_proj.weight": (74, 48)}
+    with pytest.raises(BaseModelError, match="has other parameters than the 3 flat parameters"):
+        with_shapes(opened(in_dcp / str(original)), knowing(other), accept_inferred=False)
