@@ -21,7 +21,7 @@ def trained_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
     return TrainedCheckpoints(tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture(params=[run.name for run in RUNS if run.layout not in ("per-rank", "flat")])
+@pytest.fixture(params=[run.name for run in RUNS])
 def trained_checkpoint(
     request: pytest.FixtureRequest, trained_checkpoints: Mapping[str, TrainedCheckpoint]
 ) -> TrainedCheckpoint:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
-_PRELOADED = ["torch", "torch.distributed.fsdp", "transformers"]
+# Imported once, in the process that ranks are forked from.
+_PRELOADED = [
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "pytorch_lightning",
+]
 
 
 class RankError(Exception):
