@@ -100,7 +100,7 @@ def find_stale(folder: Folder, names: Collection[str]) -> Iterator[Finding]:
         yield finding(
             "U113",
             subject=described_files(stale),
-            saw=f"{len(stale)} files, {size}{more}",
+            saw=f"{len(stale)} file{'s' * (len(stale) != 1)}, {size}{more}",
             expected="only files that `.metadata` names",
             remedy="They are of another save, and nothing names what is in them. Delete them.",
         )
@@ -120,7 +120,7 @@ def find_silent_ranks(folder: Folder, names: Collection[str]) -> Iterator[Findin
         yield finding(
             "U110",
             subject=f"__{_ranges(silent) if len(silent) == 1 else '{' + _ranges(silent) + '}'}.metadata",
-            saw=f"{_ranks(silent)} left no metadata of their own; {len(told)} ranks did",
+            saw=f"no metadata of {_ranks(silent)}; there are those of {_ranks(sorted(told))}",
             remedy="Copy their files here from the nodes that wrote them, or give the folders of all nodes."
             " If data files of these ranks are of an older save, delete them.",
         )
@@ -135,7 +135,9 @@ def find_unfinished(folder: Folder, *, leftover: str | None, is_whole: bool) -> 
         is_whole: Whether that file can be read to its end.
     """
     data = [name for name in folder.files if _DATA_FILE.fullmatch(name)]
-    saw = f"{len(data)} files of {_ranks(ranks_of(data))}, and no `.metadata`" if data else "no `.metadata`"
+    saw = "no `.metadata`"
+    if data:
+        saw = f"{len(data)} file{'s' * (len(data) != 1)} of {_ranks(ranks_of(data))}, and {saw}"
     if leftover is None:
         remedy = (
             "If every node wrote to its own disk, `.metadata` is on that of rank 0: copy it here, or give the"

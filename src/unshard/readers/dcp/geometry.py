@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 _HINT = "torch does not write such metadata. Copy the folder again, or ask whoever made it."
+_HINT_OVERLAP = (
+    "Where every rank writes its own metadata, those of an older save by more ranks may lie among them:"
+    " delete them. Else torch does not write such metadata; copy the folder again."
+)
 _LARGEST_SIZE = 1 << 62
 _MOST_NAMED = 3
 
@@ -48,14 +52,25 @@ def cover(row: TensorRow, numbers: np.ndarray, subject: object) -> Coverage:
         raise _impossible(subject, f"has a chunk of `{cut(row.name)}` that is not inside of it", saw)
     if coverage.overlaps:
         where = described_box(row.shape, coverage.overlaps[0].box)
-        raise _impossible(subject, f"has chunks of `{cut(row.name)}` that overlap", where)
+        raise _impossible(subject, f"has chunks of `{cut(row.name)}` that overlap", where, _HINT_OVERLAP)
     if coverage.irregular:
         raise _impossible(subject, f"cuts `{cut(row.name)}` in no order", f"{len(numbers)} chunks")
     return coverage
 
 
-def find_holes(rows: Sequence[TensorRow], coverages: Sequence[Coverage]) -> Iterator[Finding]:
-    """Yield the parts of tensors that no chunk holds."""
+def find_holes(
+    rows: Sequence[TensorRow], coverages: Sequence[Coverage], *, by_ranks: bool
+) -> Iterator[Finding]:
+    """Yield the parts of tensors that no chunk holds.
+
+    Args:
+        rows: The tensors.
+        coverages: How their chunks cover them.
+        by_ranks: Whether every rank told of its own chunks, so that others may have held these.
+    """
+    remedy = "No rank saved it. Take an earlier step."
+    if by_ranks:
+        remedy = "Copy the files of the missing ranks here, `__<rank>.metadata` and data, from their nodes."
     for row, coverage in zip(rows, coverages, strict=True):
         if coverage.holes:
             parts = [described_box(row.shape, hole) for hole in coverage.holes]
@@ -64,7 +79,7 @@ def find_holes(rows: Sequence[TensorRow], coverages: Sequence[Coverage]) -> Iter
                 subject=cut(row.name),
                 saw=listed(parts, at_most=_MOST_NAMED),
                 expected=f"all of {list(row.shape)}",
-                remedy="It was never saved. Take an earlier step.",
+                remedy=remedy,
             )
 
 
@@ -128,5 +143,5 @@ def require_blobs(
         )
 
 
-def _impossible(subject: object, problem: str, saw: str) -> UnsafeFileError:
-    return UnsafeFileError(subject, problem, saw=saw, hint=_HINT)
+def _impossible(subject: object, problem: str, saw: str, hint: str = _HINT) -> UnsafeFileError:
+    return UnsafeFileError(subject, problem, saw=saw, hint=hint)

@@ -60,6 +60,7 @@ def merge_tables(parts: Sequence[Tables]) -> Tables:
         files=list(files),
         transforms=list(transforms),
         paths=paths,
+        facts={**parts[0].facts, "ranks": str(len(parts))},
         numbers=joined,
     )
 

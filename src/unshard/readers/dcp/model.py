@@ -56,7 +56,7 @@ def describe_chunks(
     gaps = [
         *find_missing(held, tables.files, missing),
         *find_short(held, files, by_name),
-        *find_holes(rows, coverages),
+        *find_holes(rows, coverages, by_ranks="ranks" in tables.facts),
         *find_unplaced(rows, numbers),
     ]
     if gaps:

@@ -29,7 +29,12 @@ from unshard.storage.files import InputFile
 
 _FREE_MEMORY, _MEMORY_PER_BYTE = 512 << 20, 20
 _FREE_SECONDS, _BYTES_PER_SECOND = 20, 2 << 20
-_START = "import sys; sys.path.insert(0, {!r}); from unshard.readers.dcp.table_process import main; main({})"
+_START = """
+import sys
+sys.path.insert(0, {!r})
+from unshard.readers.dcp.table_process import main
+main({}, {}, {})
+"""
 
 
 def read_tables_apart(file: InputFile) -> Tables:
@@ -46,7 +51,10 @@ def read_tables_apart(file: InputFile) -> Tables:
     """
     root = str(Path(unshard.__file__).resolve().parents[1])
     descriptor = file.open()
-    command = [sys.executable, "-I", "-S", "-c", _START.format(root, file.size)]
+    memory = _FREE_MEMORY + file.size * _MEMORY_PER_BYTE
+    seconds = _FREE_SECONDS + file.size // _BYTES_PER_SECOND
+    start = _START.format(root, file.size, memory, seconds)
+    command = [sys.executable, "-I", "-S", "-c", start]
     done = subprocess.run(command, stdin=descriptor.number, capture_output=True, check=False)
     if done.returncode == 0:
         return parse_tables(memoryview(done.stdout))
@@ -65,10 +73,16 @@ def _told(said: bytes, code: int, file: InputFile) -> InputError | MetadataError
     return MetadataError(kind, problem, saw)
 
 
-def main(size: int) -> None:
-    """Write tables of the pickle on standard input to standard output, and end the process."""
+def main(size: int, memory: int, seconds: int) -> None:
+    """Write tables of the pickle on standard input to standard output, and end the process.
+
+    Args:
+        size: Bytes of the pickle.
+        memory: Bytes that the process may take.
+        seconds: Time that it may compute.
+    """
     gc.disable()  # there are no cycles to find, and looking for them takes longer than all else
-    _limit(size)
+    _limit(memory, seconds)
     code = 0
     try:
         with open(0, "rb", closefd=False) as stream, open(1, "wb", closefd=False) as out:
@@ -102,13 +116,12 @@ def _tables(stream: BinaryIO, size: int) -> Tables:
     return build_tables(root, unpickler.names, size)
 
 
-def _limit(size: int) -> None:
+def _limit(memory: int, seconds: int) -> None:
     """Take from this process what it does not need."""
     import resource
 
-    seconds = _FREE_SECONDS + size // _BYTES_PER_SECOND
     for what, limit in (
-        (resource.RLIMIT_AS, _FREE_MEMORY + size * _MEMORY_PER_BYTE),
+        (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
