@@ -228,13 +228,14 @@ def test_other_files_of_such_names_are_refused(tmp_path: Path) -> None:
         ({"padding": -1}, "`padding` cannot be"),
         ({"padding": 1}, "cannot be of one save"),
         ({"padding": 100}, "cannot be of one save"),
+        ({"shapes": [torch.Size([5, 7]), (1 << 61,)], "numels": [35, 1 << 61]}, "lacks parts of 1 flat"),
     ],
 )
 def test_metadata_that_cannot_be_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
     states = states_of({"m": MODULES["layers.0"]}, {}, ranks=1)
     states[0]["shard_metadata"]["param_metadata"][0]["params"]["flat_param_0"] |= change
     save(states, tmp_path)
-    with pytest.raises(UnsafeFileError, match=message):
+    with pytest.raises(InputError, match=message):
         opened(tmp_path)
 
 

@@ -95,7 +95,7 @@ def _by_part(states: Sequence[RankState], vectors: Mapping[str, Vector]) -> list
     parts: dict[int, RankState] = {}
     for state in states:
         for name, tensor in flat_parts(state).items():
-            for piece in tensor.pieces:
+            for piece in filter(lambda piece: piece.box.volume, tensor.pieces):
                 part = piece.box.start[0] // vectors[name].stretches[0].stop
                 parts.setdefault(part, state)
                 break

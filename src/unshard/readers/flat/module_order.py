@@ -11,8 +11,11 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 _WRAPPERS = frozenset(("_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_orig_mod"))
+
+_MOST_PREFIXES = 64
 
 Shape = tuple[int, ...]
 
@@ -39,7 +42,8 @@ def prefixes(modules: Sequence[str], parameters: Iterable[str]) -> list[str]:
     if not owners:
         return []
     first = f".{owners[0]}"
-    candidates = ["", *(m[: 1 - len(first)] for m in modules if owners[0] and m.endswith(first))]
+    ending = (m[: 1 - len(first)] for m in modules if owners[0] and m.endswith(first))
+    candidates = ["", *islice(ending, _MOST_PREFIXES)]
     return [prefix for prefix in candidates if all(prefix + owner in there for owner in owners)]
 
 

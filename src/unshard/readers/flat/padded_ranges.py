@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from unshard.tensors import element_count
 from unshard.tensors.coverage import check_ranges
 
 _MISSING = "Copy the files of all ranks into the folder, or give the folders of all nodes."
+_MOST_RANKS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def unite_padded_ranges(
             saw = f"no file holds elements {hole.start[0]:,} to {hole.stop[0]:,} of {count:,}"
             gaps.append(finding("U112", subject=cut(name), saw=saw, remedy=_MISSING))
         if coverage.holes:
-            absent |= set(range(math.ceil(count / ranges[0].length))) - {r.rank for r in ranges}
+            absent |= _absent_ranks(count, ranges)
         stretches = (
             Stretch(*r.bounds, r.stored.tensor.pieces[0].source)
             for r in (solid[number] for number in coverage.kept)
@@ -79,6 +79,13 @@ def unite_padded_ranges(
     if gaps:
         raise _incomplete(subject, gaps, sorted(absent))
     return found
+
+
+def _absent_ranks(count: int, ranges: Sequence[PaddedRange]) -> set[int]:
+    """Return the ranks that must have been there; nothing where their number means nothing."""
+    length = ranges[0].length
+    number = -(-count // length) if length else 0
+    return set(range(number)) - {r.rank for r in ranges} if number <= _MOST_RANKS else set()
 
 
 def _require_alike(name: str, count: int, ranges: Sequence[PaddedRange], subject: Path) -> None:

@@ -17,6 +17,7 @@ from unshard.readers.distributed.rank_states import RankState
 from unshard.readers.flat.module_order import without_wrappers
 from unshard.readers.flat.vectors import Stretch, Vector
 from unshard.readers.rendering import cut, listed
+from unshard.tensors import Source
 from unshard.tensors.coverage import Coverage, check_coverage, described_box
 
 FLAT_PARAMETER = "_flat_param"
@@ -59,9 +60,7 @@ def unite_ranges(states: Sequence[RankState], subject: Path) -> tuple[dict[str, 
         stretches = (pieces[number][1] for number in coverage.kept)
         vectors[name] = Vector(
             whole.dtype,
-            tuple(
-                Stretch(p.box.start[0], p.box.stop[0], p.stored.tensor.pieces[0].source) for p in stretches
-            ),
+            tuple(Stretch(p.box.start[0], p.box.stop[0], _source(p)) for p in stretches),
         )
         replicas += _replicas(name, coverage, [piece for _, piece in pieces])
     if gaps:
@@ -112,9 +111,8 @@ def _gap(name: str, coverage: Coverage, hole: int) -> Finding:
 
 
 def _replicas(name: str, coverage: Coverage, pieces: Sequence[LocalPiece]) -> list[Replica]:
-    source = [piece.stored.tensor.pieces[0].source for piece in pieces]
     return [
-        Replica(name, pieces[first].box, source[first], source[other])
+        Replica(name, pieces[first].box, _source(pieces[first]), _source(pieces[other]))
         for first, *others in coverage.replicas
         for other in others
     ]
@@ -124,8 +122,8 @@ def storages_of(state: RankState) -> Mapping[str, tuple[str, int, int]]:
     """Return, by key of its storage, (name, where the rank's range begins, byte at which it does)."""
     found: dict[str, tuple[str, int, int]] = {}
     for name, tensor in flat_parts(state).items():
-        for piece in tensor.pieces:
-            place = piece.stored.tensor.pieces[0].source.place
+        for piece in filter(lambda piece: piece.box.volume, tensor.pieces):
+            place = _source(piece).place
             if place is not None:
                 found[piece.stored.storage.key] = (name, piece.box.start[0], place.offset)
     return found
@@ -134,3 +132,8 @@ def storages_of(state: RankState) -> Mapping[str, tuple[str, int, int]]:
 def unit_of(name: str) -> str:
     """Return the module whose parameters a flat parameter holds, without wrappers; "" for the outermost."""
     return without_wrappers(name).rpartition(".")[0]
+
+
+def _source(piece: LocalPiece) -> Source:
+    """Return where a piece lies that has elements."""
+    return piece.stored.tensor.pieces[0].source
