@@ -6,7 +6,7 @@ import io
 import itertools
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class HandWriter:
         self,
         name: str,
         tensor: torch.Tensor,
-        chunks: list[Chunk],
+        chunks: Sequence[Chunk],
         encode: Callable[[object], bytes] = saved_bytes,
         **storage: Any,
     ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import zstandard
 from awkward import awkward_tensors, plain_tensors, read_values, true_values
 from dcp_folders import HandWriter, read_metadata, save, saved_bytes, tiles, whole, write_metadata
 from reader_suite import FolderSuite, ReaderSuite, opened
+from safetensors.torch import save_file
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
@@ -297,6 +300,12 @@ def test_files_of_a_model_that_composer_kept_are_given(tmp_path: Path, flattened
     assert (embedded["vocab.txt"], embedded["spm.model"]) == (b"a\nb", b"\x00\xff")
 
 
+def test_a_file_of_another_tool_beside_a_model_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
+    (tmp_path / ".metadata").write_text("{}")
+    assert opened(tmp_path).layout.name == "hugging-face"
+
+
 @pytest.mark.parametrize(
     ("file", "writer"),
     [("train_params.yaml", "llama-recipes"), ("meta.pt", "PyTorch Lightning"), (None, None)],
@@ -358,6 +367,25 @@ class TestTransforms:
         folder = self.compressed(tmp_path / "run", saved_bytes, ["stream.encrypted@example.com/3"])
         with pytest.raises(UnsupportedLayoutError, match=r"encrypted@example\.com"):
             opened(folder)
+
+    def test_threads_share_the_scratch_space(self, tmp_path: Path) -> None:
+        writer = HandWriter(tmp_path / "run")
+        tensors = {f"w{i}": torch.randn(16, 64) for i in range(40)}
+        for name, tensor in tensors.items():
+            rows = [((row, 0), (1, 64)) for row in range(16)]
+            writer.add(name, tensor, rows, compressed, transform_descriptors=["stream.zstd/1"])
+        checkpoint = opened(writer.finish())
+        chance = random.Random(3)
+
+        def read(name: str) -> bool:
+            start = chance.randrange(1024)
+            part = bytearray((1024 - start) * 4)
+            checkpoint[name].read(start, 1024, memoryview(part))
+            expected: bytes = tensors[name].numpy().tobytes()[start * 4 :]
+            return bytes(part) == expected
+
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, [chance.choice(list(tensors)) for _ in range(200)]))
 
     def test_a_stream_that_unpacks_to_more_than_its_chunk_is_refused(self, tmp_path: Path) -> None:
         bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))

@@ -38,11 +38,13 @@ from unshard.readers.rendering import cut, listed
 from unshard.readers.selection import Selected, select_model
 from unshard.readers.torch_save.contents import value_kind
 from unshard.readers.torch_save.torch_state import foreign_classes
+from unshard.readers.training_files import training_kind
 from unshard.sizes import format_size
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
 METADATA = ".metadata"
+_MODEL = re.compile(r".+\.(safetensors|bin|gguf)")
 _OF_RANK = re.compile(r"__\d+\.metadata")
 _FILES = re.compile(r"\.metadata(\.tmp)?|__\d+\.metadata(\.tmp)?|.*__\d+_\d+\.distcp")
 # Lightning's and Megatron's other state, which is no model of its own; Megatron's word about the format.
@@ -52,7 +54,9 @@ _COMPANIONS = frozenset(("meta.pt", "common.pt", "metadata.json"))
 def find_candidates(folder: Folder) -> Iterator[Candidate]:
     """Yield the checkpoint that lies in a folder, if there is one."""
     files = tuple(name for name in folder.files if _FILES.fullmatch(name))
-    if files:
+    # Other tools write a `.metadata` of their own beside whole models.
+    is_dcp = any(name.endswith(".distcp") for name in files) or not any(map(_MODEL.fullmatch, folder.files))
+    if files and is_dcp:
         files += tuple(name for name in folder.files if name in _COMPANIONS)
         yield Candidate(folder.path, folder, files, "PyTorch Distributed Checkpoint (DCP)")
 
@@ -105,8 +109,9 @@ def _numbers(tables: Tables, groups: Groups, folder: Folder) -> Iterator[Extra]:
 
 
 def _beside(candidate: Candidate) -> Iterator[Extra]:
+    """Yield what lies beside the tensors and is not told as training state anyway."""
     for name in candidate.files:
-        if name in _COMPANIONS:
+        if name in _COMPANIONS and training_kind(name) is None:
             yield Extra(name, "file", size_of(candidate.folder.at(name)))
 
 
