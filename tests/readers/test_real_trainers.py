@@ -35,9 +35,9 @@ def opened(path: Path, step: int | None = None) -> Checkpoint:
     return open_checkpoint(path, step=step, select=None)
 
 
-def shaped(run: TrainedCheckpoint) -> Checkpoint:
+def shaped(run: TrainedCheckpoint, place: Path | None = None) -> Checkpoint:
     """Return a run's checkpoint, whose tensors have the base's shapes where no file tells any."""
-    checkpoint = opened(run.path)
+    checkpoint = opened(place or run.path)
     if run.base is None:
         return with_shapes(checkpoint, None, accept_inferred=True)
     base, _ = find_base(checkpoint, reference=str(run.base), download=False)
@@ -95,14 +95,22 @@ def test_nothing_is_warned_of_but_what_cannot_be_proven(trained_checkpoint: Trai
     assert warned == unproven | unchecked
 
 
-@pytest.mark.parametrize("name", ["recipes-two-epochs", "recipes-tied-bf16"])
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("recipes-two-epochs", [0, 1]),
+        ("recipes-tied-bf16", [0, 1]),
+        ("dcp-torchtitan", [10, 20]),
+        ("fabric", [100, 200]),
+    ],
+)
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_an_epoch_is_opened_by_its_number(
-    name: str, epoch: int, trained_checkpoints: Mapping[str, TrainedCheckpoint]
+def test_a_step_is_opened_by_its_number(
+    name: str, numbers: list[int], epoch: int, trained_checkpoints: Mapping[str, TrainedCheckpoint]
 ) -> None:
     run = trained_checkpoints[name]
-    checkpoint = opened(run.path, step=epoch)
-    assert [step.number for step in checkpoint.steps] == [0, 1]
+    checkpoint = opened(run.path, step=numbers[epoch])
+    assert [step.number for step in checkpoint.steps] == numbers
     assert {n: values_of(t) for n, t in checkpoint.tensors.items()} == truth_in(run.truths[epoch])
 
 
@@ -122,6 +130,71 @@ def test_any_folder_of_a_run_leads_to_the_newest_checkpoint(
     checkpoint = opened(recipes_run.folder / below)
     assert checkpoint.path.name == "tiny-org--Tiny-Llama-1.pt"
     assert {n: values_of(t) for n, t in checkpoint.tensors.items()} == truth_in(recipes_run.truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("recipes-sharded", ["", "model_checkpoints", "model_checkpoints/fine-tuned-tiny-org/Tiny-Llama"]),
+        ("accelerate", ["", "checkpoints", "checkpoints/checkpoint_7/pytorch_model_fsdp_0"]),
+        ("trainer", ["", "output", "output/checkpoint-2", "output/checkpoint-2/pytorch_model_fsdp_0"]),
+        ("lightning", ["", "checkpoints", "checkpoints/epoch=1-step=2.ckpt"]),
+        ("dcp-torchtitan", ["", "checkpoint", "checkpoint/step-20", "checkpoint/step-20/__1_0.distcp"]),
+        ("dcp-prime-rl", ["", "checkpoint/step_7", "checkpoint/step_7/trainer/.metadata"]),
+        ("verl-fsdp2", ["", "global_step_7", "global_step_7/actor/model_world_size_2_rank_1.pt"]),
+        ("accelerate-per-rank", ["", "checkpoint_0", "checkpoint_0/pytorch_model_fsdp_0_rank1.bin"]),
+        ("accelerate-flat", ["", "checkpoint_0", "checkpoint_0/pytorch_model_fsdp_rank1.bin"]),
+        ("consolidated", ["", "checkpoint", "checkpoint/sharded"]),
+    ],
+)
+def test_any_place_in_a_run_leads_to_its_parts(
+    name: str, places: list[str], trained_checkpoints: Mapping[str, TrainedCheckpoint]
+) -> None:
+    run = trained_checkpoints[name]
+    truth = truth_in(run.truth)
+    for place in places:
+        tensors = named_as_the_model_does(shaped(run, run.folder / place), PREFIXES.get(name, ""))
+        assert {n: values_of(t) for n, t in tensors.items()} == truth, place
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("accelerate", "checkpoints/checkpoint_7/optimizer_0"),
+        ("trainer", "output/checkpoint-1/optimizer_0"),
+        ("accelerate-per-rank", "checkpoint_0/optimizer_0_rank1.bin"),
+        ("verl-fsdp2", "global_step_7/actor/optim_world_size_2_rank_0.pt"),
+    ],
+)
+def test_the_optimizers_part_is_not_taken_for_a_model(
+    name: str, place: str, trained_checkpoints: Mapping[str, TrainedCheckpoint]
+) -> None:
+    with pytest.raises(TrainingStateError):
+        opened(trained_checkpoints[name].folder / place)
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "optimizer"),
+    [
+        ("recipes-sharded", ("model",), "optim"),
+        ("fabric", ("model",), "optimizer"),
+        ("lightning", ("model",), "optimizer_0"),
+        ("lightning-model-parallel", ("state_dict",), "optimizer_0"),
+        ("dcp-torchtitan", (), "optimizer"),
+        ("dcp-prime-rl", ("app", "model"), "app.optimizers"),
+        ("dcp-torchtune", ("model",), "optimizer"),
+    ],
+)
+def test_the_model_is_found_beside_the_optimizer_in_the_same_files(
+    name: str,
+    container: tuple[str, ...],
+    optimizer: str,
+    trained_checkpoints: Mapping[str, TrainedCheckpoint],
+) -> None:
+    checkpoint = opened(trained_checkpoints[name].path)
+    assert checkpoint.container == container
+    assert (optimizer, "optimizer") in {(extra.name, extra.kind) for extra in checkpoint.extras}
+    assert len({extra.name for extra in checkpoint.extras}) == len(checkpoint.extras)
 
 
 def test_training_parameters_are_found_beside_the_file(recipes_run: TrainedCheckpoint) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import FSDPStrategy as FabricFSDP
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -88,18 +89,21 @@ def leave_fabric(run: Run, folder: Path, base: Path) -> None:
         plugins=[_Ranks()],
     )
     fabric.launch()
-    model = model_of(run, folder)
-    with _fsdp1_on_cpu():
-        prepared = fabric.setup_module(model)
-    optimizer = fabric.setup_optimizers(frozen_optimizer(prepared))
+    (folder / run.path).mkdir(exist_ok=True)
     tokens = torch.arange(3, 19).reshape(2, 8)
-    fabric.backward(prepared(input_ids=tokens, labels=tokens, use_cache=False).loss)
-    optimizer.step()
-    fabric.save(folder / run.path, {"model": prepared, "optimizer": optimizer, "step": 7, "lr": 0.0})
+    for epoch in range(run.epochs):
+        with _fsdp1_on_cpu():
+            prepared = fabric.setup_module(model_of(run, folder, epoch))
+        optimizer = fabric.setup_optimizers(frozen_optimizer(prepared))
+        fabric.backward(prepared(input_ids=tokens, labels=tokens, use_cache=False).loss)
+        optimizer.step()
+        step = 100 * (epoch + 1)
+        state = {"model": prepared, "optimizer": optimizer, "step": step, "lr": 0.0}
+        fabric.save(folder / run.path / f"step-{step}.ckpt", state)
 
 
 def leave_trainer(run: Run, folder: Path, base: Path) -> None:
-    """Leave what `trainer.save_checkpoint` does."""
+    """Leave what `ModelCheckpoint` does after each of two steps."""
     strategy = (
         _FSDP(state_dict_type="sharded")
         if run.wrapping.fsdp == 1
@@ -110,9 +114,9 @@ def leave_trainer(run: Run, folder: Path, base: Path) -> None:
         devices=run.world_size,
         strategy=strategy,
         plugins=[_Ranks()],
-        max_steps=1,
+        max_steps=2,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[ModelCheckpoint(folder / run.path, every_n_train_steps=1, save_top_k=-1)],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
@@ -120,4 +124,3 @@ def leave_trainer(run: Run, folder: Path, base: Path) -> None:
     batches = torch.utils.data.DataLoader([torch.arange(3, 11) for _ in range(4)], batch_size=2)
     with _fsdp1_on_cpu():
         trainer.fit(_Module(run, model_of(run, folder)), batches)
-    trainer.save_checkpoint(folder / run.path)

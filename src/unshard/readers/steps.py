@@ -1,6 +1,6 @@
 """Epochs and steps in the names of files and folders.
 
-    checkpoint-500, step_00010, ep3-ba200, epoch=1-step=99      a word and its number
+    checkpoint-500, step_00010, ep3-ba200, epoch=1-step=99.ckpt     a word and its number
     meta-llama--Llama-3.2-1B-2                                  llama-recipes: <model>-<epoch>
     meta-llama--Llama-3.2-1B-2-500                              forks of it: <model>-<epoch>-<step>
 
@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 _WORD = re.compile(
-    r"(?<![A-Za-z])(checkpoint|ckpt|global_?step|step|epoch|iteration|iter|ep|ba)([-_=]?)(\d{1,18})(?![\d.])",
+    r"(?<![A-Za-z])(checkpoint|ckpt|global_?step|step|epoch|iteration|iter|ep|ba)([-_=]?)(\d{1,18})(?!\d|\.\d)",
     re.IGNORECASE,
 )
 _ONE = re.compile(r"(.+)[-_](\d{1,18})")
