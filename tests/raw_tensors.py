@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from unshard.dtypes import DTYPES, DType
 from unshard.plan import OutputFile
 from unshard.storage.files import InputFile
-from unshard.tensors import DescribedTensor, FileSource, byte_count, whole_tensor
+from unshard.tensors import Box, DescribedTensor, FileSource, Piece, byte_count, whole_tensor
 
 EVERY_DTYPE = sorted({dtype.name for dtype in DTYPES.values()})
 
@@ -57,6 +58,49 @@ def store(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Describe
         name: whole_tensor(FileSource.contiguous(source, offset, shape, dtype))
         for name, (offset, shape, dtype) in places.items()
     }
+
+
+def store_in_pieces(
+    folder: Path, tensors: Mapping[str, torch.Tensor], parts: Sequence[int]
+) -> dict[str, DescribedTensor]:
+    """Write the cells of a grid to a file each, as ranks do, and return the tensors of all cells.
+
+    Args:
+        folder: Where the files go.
+        tensors: By name.
+        parts: Into how many parts each dimension is cut, as evenly as `torch.chunk` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = list(itertools.product(*map(range, parts)))
+    pieces: dict[str, list[Piece]] = {name: [] for name in tensors}
+    for number, cell in enumerate(cells):
+        boxes = {name: _cell(tuple(tensor.shape), parts, cell) for name, tensor in tensors.items()}
+        cut = {
+            name: tensors[name][tuple(map(slice, box.start, box.stop))].contiguous()
+            for name, box in boxes.items()
+            if box is not None
+        }
+        for name, stored in store(folder / f"{number}.bin", cut).items():
+            box = boxes[name]
+            assert box is not None
+            pieces[name].append(Piece(box, stored.pieces[0].source))
+    return {
+        name: DescribedTensor(
+            tuple(tensor.shape), DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(pieces[name])
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _cell(shape: tuple[int, ...], parts: Sequence[int], cell: tuple[int, ...]) -> Box | None:
+    """Return the box of a cell, empty where a dimension is too short; None where another rank holds it."""
+    start, stop = list(shape), list(shape)
+    for d, size in enumerate(shape):
+        count, index = (parts[d], cell[d]) if d < len(parts) else (1, 0)
+        step = -(-size // count)
+        start[d], stop[d] = min(size, index * step), min(size, (index + 1) * step)
+    spare = cell[len(shape) :]  # what has fewer dimensions than the grid is not held again
+    return None if any(spare) else Box(tuple(start), tuple(stop))
 
 
 def written(folder: Path, files: tuple[OutputFile, ...]) -> dict[str, DescribedTensor]:

@@ -20,14 +20,16 @@ from unshard.plan import OutputFile, Placement, Plan, SideFile
 from unshard.progress import Progress
 from unshard.storage.checksums import crc32_of_parts
 from unshard.storage.files import InputFile
-from unshard.tensors import Run, element_count
+from unshard.tensors import DescribedTensor, Run, element_count
 
 # What a worker takes at a time: large enough that taking costs nothing, small enough to share.
 _PIECE_BYTES = 8 << 20
+# What it gathers at a time from pieces that interleave: enough to read a long stretch of each.
+_SCRATCH_BYTES = 2 << 20
 # What it computes at a time: still in a core's cache when it is written.
-_SCRATCH_BYTES = 512 << 10
-# Its scratch, and what tensors need to compute a block: a cast and a strided read take 1 MiB each.
-_WORKER_BYTES = 4 << 20
+_COMPUTED_BYTES = 512 << 10
+# Its scratch, and what tensors need for a block: a cast and a strided read 1 MiB each, columns half of that.
+_WORKER_BYTES = 5 << 20
 
 
 def run_plan(plan: Plan, folder: Path, *, workers: int, durable: bool, progress: Progress) -> None:
@@ -41,7 +43,7 @@ def run_plan(plan: Plan, folder: Path, *, workers: int, durable: bool, progress:
         progress: Told the bytes of tensors that are written.
 
     Memory:
-        4 MiB for every worker, within `plan.budget_bytes`.
+        5 MiB for every worker, within `plan.budget_bytes`.
 
     Raises:
         DamagedFileError: A source is shorter than it says, or changed while it was read.
@@ -170,7 +172,8 @@ def _write_piece(
             yield from file.written.copy(run, offset, scratch)
             offset += run.length
     else:
-        for first, last in _aligned_ranges(placement, start, stop, len(scratch)):
+        room = len(scratch) if isinstance(placement.tensor, DescribedTensor) else _COMPUTED_BYTES
+        for first, last in _aligned_ranges(placement, start, stop, room):
             block = scratch[: (last - first) * size]
             placement.tensor.read(first, last, block)
             if sealed:

@@ -107,7 +107,7 @@ class DescribedTensor:
         """Fill `into` with elements `start` to `stop` in row-major order, little-endian.
 
         Memory:
-            Pieces that are whole rows are read straight into the buffer, others through 256 KiB.
+            Pieces that are whole rows are read straight into the buffer, others through 512 KiB.
 
         Raises:
             DamagedFileError: A file is shorter than it should be, or has changed.

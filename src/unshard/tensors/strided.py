@@ -26,10 +26,13 @@ Fetch = Callable[[int, memoryview], None]
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Return whether the elements of a view lie one after the other."""
-    return 0 in shape or all(
-        size == 1 or stride == wanted
-        for size, stride, wanted in zip(shape, strides, row_major_strides(shape), strict=True)
-    )
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            if stride != expected:
+                return 0 in shape
+            expected *= size
+    return True
 
 
 def element_at(shape: Sequence[int], strides: Sequence[int], index: int) -> int:
