@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from unshard.checkpoint import Extra, ExtraKind
+from unshard.readers.distributed.rank_names import Ranks
 from unshard.readers.folders import Folder, size_of
 
 # llama-recipes: optimizer-<model>-<epoch>.pt; accelerate: optimizer.bin, optimizer_0/, scheduler.bin,
@@ -23,6 +24,8 @@ _KINDS: tuple[tuple[re.Pattern[str], ExtraKind], ...] = (
         "file",
     ),
 )
+# accelerate: random_states_0.pkl; the Trainer: rng_state_0.pth; others have the word.
+_OF_RANK = re.compile(r"(.*(?:rank|rng_state|random_states)[-_.]?)(\d{1,7})(.*)")
 
 
 def training_kind(name: str) -> ExtraKind | None:
@@ -31,10 +34,25 @@ def training_kind(name: str) -> ExtraKind | None:
 
 
 def describe_training_files(folder: Folder) -> Iterator[Extra]:
-    """Yield the training state beside a model, with its size; nothing of it is opened."""
-    for name in folder.files:
-        if (kind := training_kind(name)) is not None:
-            yield Extra(name, kind, size_of(folder.at(name)))
-    for name in folder.folders:
-        if (kind := training_kind(name)) is not None:
-            yield Extra(f"{name}/", kind, size_of(folder.at(name)))
+    """Yield the training state beside a model, with its size; nothing of it is opened.
+
+    What every rank left under one name is one of them.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name in (*folder.files, *(f"{name}/" for name in folder.folders)):
+        if training_kind(name.rstrip("/")) is not None:
+            found = _OF_RANK.fullmatch(name)
+            alike.setdefault((found[1], found[3]) if found else (name, ""), []).append(name)
+    for (before, after), names in alike.items():
+        first, size = names[0].rstrip("/"), sum(size_of(folder.at(name.rstrip("/"))) for name in names)
+        if len(names) > 1:
+            ranks = {int(name[len(before) : len(name) - len(after)]): name for name in names}
+            yield Extra(Ranks(folder.path, before, after, ranks).described(sorted(ranks)), _kind(first), size)
+        else:
+            yield Extra(names[0], _kind(first), size)
+
+
+def _kind(name: str) -> ExtraKind:
+    kind = training_kind(name)
+    assert kind is not None
+    return kind

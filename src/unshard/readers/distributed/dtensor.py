@@ -25,12 +25,8 @@ from unshard.readers.distributed.parts import DistributedTensor, LocalPiece
 from unshard.readers.distributed.placements import (
     Cut,
     PlacedBox,
-    Span,
-    box_count,
-    local_spans,
-    nested,
-    placed_boxes,
-    span_shape,
+    Way,
+    find_ways,
 )
 from unshard.readers.rendering import shown
 from unshard.readers.torch_save.torch_objects import (
@@ -63,12 +59,20 @@ class MeshPositions:
     saved: TorchFile
     rank: int | None
     _known: dict[int, Position] = field(default_factory=dict)
+    _ways: dict[tuple[tuple[int, ...], tuple[Cut, ...]], tuple[Way, ...]] = field(default_factory=dict)
 
     def of(self, mesh: object) -> Position:
         """Return where the rank is in a mesh; the record of the mesh must outlive this object."""
         found = self._known.get(id(mesh))
         if found is None:
             found = self._known[id(mesh)] = find_position(mesh, self.saved, self.rank)
+        return found
+
+    def ways(self, shape: tuple[int, ...], cuts: tuple[Cut, ...]) -> tuple[Way, ...]:
+        """Return what the rank holds of a tensor; most tensors have the shape of another one."""
+        found = self._ways.get((shape, cuts))
+        if found is None:
+            found = self._ways[shape, cuts] = find_ways(shape, cuts, most_boxes=_MOST_BOXES)
         return found
 
 
@@ -100,7 +104,9 @@ def describe_dtensor(
     cuts = _cuts(described, position, part.shape, subject)
     if isinstance(cuts, OtherTensor):
         return cuts
-    readings = () if cuts is None else _readings(stored, part.shape, cuts, subject)
+    readings = (
+        () if cuts is None else _readings(stored, part.shape, positions.ways(part.shape, cuts), subject)
+    )
     return DistributedTensor(
         "DTensor",
         part.shape,
@@ -131,7 +137,7 @@ class _Placement:
 
 def _cuts(
     spec: Entries, position: Position, shape: tuple[int, ...], subject: str
-) -> list[Cut] | OtherTensor | None:
+) -> tuple[Cut, ...] | OtherTensor | None:
     """Return how the mesh cuts the tensor, or None where the rank is not in the mesh."""
     records = spec.get("placements")
     if not isinstance(records, list | tuple) or len(records) != len(position.sizes):
@@ -146,11 +152,11 @@ def _cuts(
     if position.coordinate is None:
         return None
     order = _order(spec.get("shard_order"), placements, subject)
-    return [
+    return tuple(
         Cut(p.dimension, position.sizes[d], position.coordinate[d], p.factor)
         for d, p in ((d, placements[d]) for d in order)
         if p.kind in (_SHARD, _STRIDED)
-    ]
+    )
 
 
 def _placement(record: object, dimensions: int, subject: str) -> _Placement | OtherTensor:
@@ -198,38 +204,35 @@ def _order(entries: object, placements: Sequence[_Placement], subject: str) -> l
 
 
 def _readings(
-    stored: StoredTensor, shape: tuple[int, ...], cuts: list[Cut], subject: str
+    stored: StoredTensor, shape: tuple[int, ...], ways: tuple[Way, ...], subject: str
 ) -> tuple[list[LocalPiece] | None, ...]:
-    """Return what the local tensor holds; it must be as large as what the rank has to hold.
+    """Return what the local tensor holds in every way, or None where it has not the size for it.
 
-    There are two results where placements can be read in two ways, and None for one that does not fit.
+    Raises:
+        UnsafeFileError: It has the size for none.
     """
-    ways = [local_spans(shape, cuts)]
-    if (others := nested(cuts)) is not None and (spans := local_spans(shape, others)) != ways[0]:
-        ways.append(spans)
-    readings = tuple(_pieces(stored, spans, subject) for spans in ways)
+    if not ways:
+        raise impossible(subject, f"is cut into more than {_MOST_BOXES:,} stretches")
+    readings = tuple(_pieces(stored, way) for way in ways)
     if all(pieces is None for pieces in readings):
         raise UnsafeFileError(
             subject,
             "has a local tensor of another shape than its place in the mesh has",
             saw=f"{list(stored.tensor.shape)}",
-            expected=f"{' or '.join(str(list(span_shape(spans))) for spans in ways)} of {list(shape)}",
+            expected=f"{' or '.join(str(list(way.shape)) for way in ways)} of {list(shape)}",
             hint="The file belongs to another rank, or to another save. Copy the files of all ranks again.",
         )
     return readings
 
 
-def _pieces(stored: StoredTensor, spans: Sequence[Sequence[Span]], subject: str) -> list[LocalPiece] | None:
-    """Return the pieces of a local tensor, or None where it has not the size of what is held."""
-    expected, found = span_shape(spans), stored.tensor.shape
-    if expected != found and not (0 in expected and 0 in found):
+def _pieces(stored: StoredTensor, way: Way) -> list[LocalPiece] | None:
+    """Return the pieces of a local tensor, or None where it has another size than is held."""
+    found = stored.tensor.shape
+    if way.shape != found and not (0 in way.shape and 0 in found):
         return None
-    if box_count(spans) > _MOST_BOXES:
-        raise impossible(subject, "is cut into more stretches than anything", saw=str(box_count(spans)))
-    boxes = placed_boxes(spans)
-    if len(boxes) == 1:
-        return [LocalPiece(boxes[0].whole, stored)]
-    return [LocalPiece(box.whole, _narrowed(stored, box)) for box in boxes]
+    if len(way.boxes) == 1:
+        return [LocalPiece(way.boxes[0].whole, stored)]
+    return [LocalPiece(box.whole, _narrowed(stored, box)) for box in way.boxes]
 
 
 def _narrowed(stored: StoredTensor, box: PlacedBox) -> StoredTensor:

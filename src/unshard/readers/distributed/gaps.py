@@ -31,23 +31,24 @@ def find_missing(ranks: Ranks, world_size: int | None, lost: str) -> Finding | N
     if ranks.is_nameless:
         return _lone_part(ranks, len(missing) + 1, lost)
     names, numbers = ranks.described(missing), ranges_of(missing)
-    which = f"rank {numbers} is" if len(missing) == 1 else f"ranks {numbers} are"
     total = len(missing) + len(ranks.files)
+    one = len(missing) == 1
     return finding(
         "U110",
         subject=names,
-        saw=f"of {total} {which} absent (`{names}`), and with them {lost}",
+        saw=f"rank{' ' if one else 's '}{numbers} of {total} {'is' if one else 'are'} absent, and with"
+        f" {'it' if one else 'them'} {lost}",
         expected=f"{total} files",
-        remedy=f"Other nodes wrote them, or they were not copied. Copy `{names}` here, or give the folders of"
-        " all nodes. Every part is saved once: without them the model cannot be rebuilt.",
+        remedy=f"Other nodes wrote what is absent, or it was not copied: copy `{names}` here, or give the"
+        " folders of all nodes. No file that is here holds the same: without it the model cannot be rebuilt.",
     )
 
 
 def _lone_part(ranks: Ranks, total: int, lost: str) -> Finding:
     return finding(
         "U110",
-        subject=f"the other {total - 1} ranks",
-        saw=f"`{ranks.before}` is the part of one of {total} ranks; without the others it lacks {lost}",
+        subject=ranks.before,
+        saw=f"it is the part of one of {total} ranks, and lacks {lost}",
         expected=f"files of {total} ranks, which differ in the number of the rank only",
         remedy="If every rank saved one, give them names such as `model_rank_0.pt`, with the right ranks, in"
         " one folder. If only one rank saved, the model cannot be recovered from it; gather it before saving:"
@@ -57,11 +58,11 @@ def _lone_part(ranks: Ranks, total: int, lost: str) -> Finding:
 
 def incomplete(ranks: Ranks, gaps: Sequence[Finding]) -> IncompleteCheckpointError:
     """Return the error that tells everything that is missing, the first of it in its sentence."""
-    first, is_file = gaps[0], gaps[0].code == "U110"
+    first = gaps[0]
     return IncompleteCheckpointError(
         ranks.folder,
-        "lacks the files of ranks" if is_file else "lacks parts of tensors",
-        saw=first.saw if is_file else f"`{first.subject}`: {first.saw}",
+        "lacks files of ranks" if first.code == "U110" else "lacks parts of tensors",
+        saw=f"`{first.subject}`: {first.saw}",
         hint=first.remedy,
         gaps=gaps,
     )

@@ -56,6 +56,35 @@ class PlacedBox:
     local: Box
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a rank holds, if placements are read in one way.
+
+    Attributes:
+        shape: The shape of its local tensor.
+        boxes: The boxes that it holds: one, unless a dimension is held in several stretches.
+    """
+
+    shape: tuple[int, ...]
+    boxes: tuple[PlacedBox, ...]
+
+
+def find_ways(shape: Sequence[int], cuts: Sequence[Cut], *, most_boxes: int) -> tuple[Way, ...]:
+    """Return what a rank holds: in one way, or in two that differ, of which FSDP2's is the second.
+
+    Args:
+        shape: Elements of the whole tensor along every dimension.
+        cuts: What the mesh does to it, in order.
+        most_boxes: More boxes than these are never made; then the result is empty.
+    """
+    spans = [local_spans(shape, cuts)]
+    if (others := nested(cuts)) is not None and (second := local_spans(shape, others)) != spans[0]:
+        spans.append(second)
+    if any(box_count(each) > most_boxes for each in spans):
+        return ()
+    return tuple(Way(span_shape(each), tuple(placed_boxes(each))) for each in spans)
+
+
 def local_spans(shape: Sequence[int], cuts: Sequence[Cut]) -> list[list[Span]]:
     """Return, for every dimension, the stretches of it that are held, in the order in which they are."""
     spans: list[list[Span]] = [[(0, size)] for size in shape]

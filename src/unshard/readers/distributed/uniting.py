@@ -89,7 +89,9 @@ def unite(states: Sequence[RankState], subject: Path) -> United:
             one = held.setdefault(name, _Held(name))
             pieces = _pieces(tensor, ways.get(name, 0))
             if pieces is None:
-                wrong.append(f"`{cut(name)}` in {state.file} is as large as in no save of the others")
+                wrong.append(
+                    f"`{cut(name)}` has a size in {state.file} that the other ranks' leave no room for"
+                )
                 continue
             one.pieces.extend(pieces)
             one.files.extend([state.file] * len(pieces))
