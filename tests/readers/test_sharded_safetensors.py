@@ -182,6 +182,7 @@ def test_the_last_file_is_missed_by_the_rows_of_the_base(sharded: Path) -> None:
     with pytest.raises(IncompleteCheckpointError, match=shard(3)) as caught:
         shaped(sharded, TENSORS)
     assert {(gap.code, gap.subject, gap.saw) for gap in caught.value.gaps} == {
+        ("U110", shard(3), "not there; what is missing may be in it"),
         ("U112", "rows", "no file holds rows 6 to 8 of 8"),
         ("U112", "columns", "no file holds columns 4 to 6 of 6"),
         ("U112", "number", "no file holds any of it"),

@@ -8,6 +8,7 @@ than what was saved, and only a person can say that it is all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from unshard.base import Base, ExpectedTensor
@@ -42,15 +43,19 @@ def with_shapes(checkpoint: Checkpoint, base: Base | None, *, accept_inferred: b
     if unshaped is None:
         return checkpoint
     known = None if base is None else _known(base, unshaped.as_found())
-    if known is not None:
-        try:
-            return _completed(checkpoint, unshaped.shaped(known))
-        except BaseModelError:
-            if not accept_inferred:
-                raise
-    elif not accept_inferred:
-        raise _unknown(checkpoint, base)
-    return _completed(checkpoint, unshaped.inferred(), _unproven(checkpoint))
+    if known is None:
+        inferred = unshaped.inferred()  # where nothing can be, it says what is needed
+        if not accept_inferred:
+            raise _unknown(checkpoint, base)
+        return _completed(checkpoint, inferred, _unproven(checkpoint))
+    try:
+        return _completed(checkpoint, unshaped.shaped(known))
+    except BaseModelError as error:
+        if not accept_inferred:
+            raise
+        with suppress(BaseModelError):
+            return _completed(checkpoint, unshaped.inferred(), _unproven(checkpoint))
+        raise error
 
 
 def with_shapes_to_show(checkpoint: Checkpoint, base: Base | None) -> Checkpoint:

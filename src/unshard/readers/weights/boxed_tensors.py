@@ -224,8 +224,8 @@ def _gap(name: str, shape: Shape, hole: Box) -> Finding:
 def incomplete(subject: Path, missing: Sequence[Finding], absent: Absent) -> IncompleteCheckpointError:
     """Return the error that names every missing part, and the files that may have held them."""
     files = [
-        finding("U110", subject=file, saw="not there, as other ranks' are", remedy=_MISSING)
-        for file in absent.between
+        finding("U110", subject=file, saw="not there; what is missing may be in it", remedy=_MISSING)
+        for file in absent.likely
     ]
     names = list(dict.fromkeys(gap.subject for gap in missing))
     look_for = listed(list(absent.likely), at_most=_MOST_LISTED)
