@@ -2,7 +2,8 @@
 
 The source is read through its description, the output through its own headers; what was cast is cast
 again. On the way the source is held against the checksums its writer left, and the output's digests
-are taken, so every byte of either side is read once. Nothing here knows how the output was written.
+are taken, so every byte of either side is read once; those of pieces that interleave in every row, twice,
+because a checksum wants them in their own order. Nothing here knows how the output was written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from unshard.errors import DamagedFileError, listed
 from unshard.findings import Finding, finding
 from unshard.progress import Progress
 from unshard.proof.coverage import Coverage
-from unshard.proof.passes import Buffers, Difference, SpanPass, TensorPass, uncast
+from unshard.proof.passes import Buffers, Difference, Segment, SpanPass, TensorPass, uncast
 from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor, byte_count, element_count
 
@@ -89,7 +90,7 @@ def verify_bytes(
         progress: Told the bytes of the output that are compared, and those that are only checked.
 
     Memory:
-        4 MiB for every worker.
+        5 MiB for every worker.
 
     Raises:
         DamagedFileError: The source disagrees with its checksums, all of them named; or a file is
@@ -98,17 +99,15 @@ def verify_bytes(
     coverage = Coverage(checksums)
     spans = {checksum: SpanPass(checksum) for checksum in checksums}
     unlike = {name: actual.get(name) for name in expected if not _alike(expected[name], actual.get(name))}
-    left = dict(spans)
     passes = []
     for name, tensor in actual.items():
         wanted = None if name in unlike else expected.get(name)
-        if wanted is None and not digests:
-            continue
-        whole = None if wanted is None else coverage.whole(uncast(wanted))
-        span = None if whole is None else left.pop(whole, None)
-        passes.append(TensorPass(name, wanted, tensor, span, hashed=digests))
-    progress.start("Verifying", sum(byte_count(p.actual) for p in passes) + sum(map(_length, left)))
-    run_jobs(_jobs(passes, list(left.values())), Buffers, workers=workers, progress=progress)
+        if wanted is not None or digests:
+            segments = [] if wanted is None else list(_segments(uncast(wanted), coverage, spans))
+            passes.append(TensorPass(name, wanted, tensor, segments, hashed=digests))
+    left = [(span, *rest) for span in spans.values() for rest in span.unclaimed()]
+    progress.start("Verifying", sum(byte_count(p.actual) for p in passes) + sum(b - a for _, a, b in left))
+    run_jobs(_jobs(passes, left), Buffers, workers=workers, progress=progress)
     _require_unchanged(passes, checksums)
     _require_sound(spans.values())
     compared = [each for each in passes if each.source is not None]
@@ -142,15 +141,22 @@ def _length(checksum: Checksum) -> int:
     return checksum.stop - checksum.start
 
 
-def _jobs(passes: Sequence[TensorPass], spans: Sequence[SpanPass]) -> Iterator[Job[Buffers]]:
+def _segments(tensor: Tensor, coverage: Coverage, spans: Mapping[Checksum, SpanPass]) -> Iterator[Segment]:
+    """Yield what a pass over a tensor sees of the bytes that checksums cover and no other pass sees."""
+    for each in coverage.stretches(tensor):
+        span = spans[each.checksum]
+        if span.claim(each.offset, each.offset + (each.stop - each.start) * tensor.dtype.itemsize):
+            yield Segment(each.start, each.stop, each.offset, span)
+
+
+def _jobs(passes: Sequence[TensorPass], left: Sequence[tuple[SpanPass, int, int]]) -> Iterator[Job[Buffers]]:
     """Yield the jobs: large tensors first where each is one job, else in the order on disk."""
     for each in sorted(passes, key=_order):
         count = element_count(each.actual)
         step = count if each.hashed else _PIECE_BYTES // each.actual.dtype.itemsize
         for start in range(0, max(count, 1), max(step, 1)):
             yield partial(each.read, start, min(count, start + step))
-    for span in spans:
-        start, stop = span.checksum.start, span.checksum.stop
+    for span, start, stop in left:
         for begin in range(start, stop, _PIECE_BYTES):
             yield partial(span.read, begin, min(stop, begin + _PIECE_BYTES))
 

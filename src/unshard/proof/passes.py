@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from unshard.dtypes import DType
 from unshard.storage.checksums import Checksum, crc32_of_parts
@@ -46,14 +48,38 @@ class Buffers:
 
 
 class SpanPass:
-    """A pass over the bytes that a checksum covers, divided among any number of workers."""
+    """A pass over the bytes that a checksum covers, in parts that anybody reads.
+
+    Parts are claimed before anything is read, so that each byte is read once: by the pass over a
+    tensor that meets it anyway, or on its own.
+    """
+
+    __slots__ = ("_claimed", "_parts", "checksum")
 
     def __init__(self, checksum: Checksum) -> None:
         self.checksum = checksum
+        self._claimed: list[tuple[int, int]] = []
         self._parts: list[tuple[int, int, int]] = []
 
+    def claim(self, start: int, stop: int) -> bool:
+        """Return whether bytes `start` to `stop` of the file are nobody's yet; then they are taken."""
+        index = bisect_right(self._claimed, (start, stop))
+        neighbours = self._claimed[max(0, index - 1) : index + 1]
+        if any(a < stop and start < b for a, b in neighbours):
+            return False
+        self._claimed.insert(index, (start, stop))
+        return True
+
+    def unclaimed(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of the bytes that nobody has claimed."""
+        end = self.checksum.start
+        for start, stop in (*self._claimed, (self.checksum.stop, self.checksum.stop)):
+            if end < start:
+                yield end, start
+            end = stop
+
     def add(self, start: int, length: int, crc32: int) -> None:
-        """Note the CRC-32 of a part; `start` only puts the parts in order."""
+        """Note the CRC-32 of a part that begins at byte `start` of the file."""
         self._parts.append((start, length, crc32))
 
     def crc32(self) -> int:
@@ -71,6 +97,50 @@ class SpanPass:
         self.add(start, stop - start, crc32)
 
 
+class Segment(NamedTuple):
+    """Elements of a tensor's source that are a part of a span.
+
+    Attributes:
+        start: The first element, in row-major order.
+        stop: The element after the last one.
+        offset: Where the first one lies in the file.
+        span: Told the CRC-32 of their bytes.
+    """
+
+    start: int
+    stop: int
+    offset: int
+    span: SpanPass
+
+
+class _Sums:
+    """The CRC-32 of segments, taken while one job reads a tensor in order."""
+
+    def __init__(self, segments: Sequence[Segment], start: int, stop: int, itemsize: int) -> None:
+        self._segments = segments
+        self._start, self._stop, self._size = start, stop, itemsize
+        self._next = bisect_right(segments, start, key=lambda segment: segment.stop)
+        self._crc32 = 0
+
+    def see(self, first: int, block: memoryview) -> None:
+        """Take in a block that begins at element `first`, where the last one ended."""
+        size, last = self._size, first + len(block) // self._size
+        while self._next < len(self._segments):
+            segment = self._segments[self._next]
+            begin, end = max(first, segment.start), min(last, segment.stop)
+            if begin >= end:
+                return
+            self._crc32 = zlib.crc32(block[(begin - first) * size : (end - first) * size], self._crc32)
+            if end == segment.stop or end == self._stop:
+                begun = max(self._start, segment.start)
+                offset = segment.offset + (begun - segment.start) * size
+                segment.span.add(offset, (end - begun) * size, self._crc32)
+                self._crc32 = 0
+            if end < segment.stop:
+                return
+            self._next += 1
+
+
 def uncast(tensor: Tensor) -> Tensor:
     """Return what a tensor is cast from, or itself where it is not cast."""
     return tensor.source if isinstance(tensor, CastTensor) else tensor
@@ -80,7 +150,13 @@ class TensorPass:
     """A pass over a tensor of the output, divided among workers unless a digest is taken."""
 
     def __init__(
-        self, name: str, expected: Tensor | None, actual: Tensor, span: SpanPass | None, *, hashed: bool
+        self,
+        name: str,
+        expected: Tensor | None,
+        actual: Tensor,
+        segments: Sequence[Segment],
+        *,
+        hashed: bool,
     ) -> None:
         """Prepare the pass.
 
@@ -88,7 +164,7 @@ class TensorPass:
             name: The tensor's name in the output.
             expected: What it should be, or None where it is only hashed.
             actual: What it is.
-            span: Told the CRC-32 of the source's bytes, where those are all that a checksum covers.
+            segments: Elements of the source whose spans are told their CRC-32, by rising start.
             hashed: Whether to take the SHA-256 of the output's bytes; they are then read in order.
         """
         self.name = name
@@ -97,7 +173,7 @@ class TensorPass:
         self.actual = actual
         self.hashed = hashed
         self.digest: str | None = None
-        self._span = span
+        self._segments = segments
         self._wrong: list[tuple[int, str, str, int]] = []
 
     def read(self, start: int, stop: int, buffers: Buffers) -> Iterator[int]:
@@ -106,7 +182,7 @@ class TensorPass:
         size = self.actual.dtype.itemsize
         source_size = self.source.dtype.itemsize if self.source else size
         step = _BLOCK_BYTES // max(size, source_size)
-        crc32 = 0
+        sums = _Sums(self._segments, start, stop, source_size)
         for first in range(start, stop, step):
             last = min(stop, first + step)
             actual = memoryview(buffers.actual)[: (last - first) * size]
@@ -116,14 +192,11 @@ class TensorPass:
             if self.source is not None:
                 raw = memoryview(buffers.source)[: (last - first) * source_size]
                 self.source.read(first, last, raw)
-                if self._span is not None:
-                    crc32 = zlib.crc32(raw, crc32)
+                sums.see(first, raw)
                 self._compare(first, raw, actual, buffers)
             yield len(actual)
         if hasher is not None:
             self.digest = hasher.hexdigest()
-        if self._span is not None:
-            self._span.add(start, (stop - start) * source_size, crc32)
 
     def _compare(self, first: int, raw: memoryview, actual: memoryview, buffers: Buffers) -> None:
         """Note where a block of the output, which begins at element `first`, differs from its source."""

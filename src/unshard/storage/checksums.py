@@ -54,7 +54,7 @@ class Checksums:
 
 def combine_crc32(first: int, second: int, second_length: int) -> int:
     """Return the CRC-32 of two stretches of bytes, one after the other, from their own CRC-32s."""
-    return _product(first, _power_of_x(8 * second_length)) ^ second
+    return (_product(first, _power_of_x(8 * second_length)) if first else 0) ^ second
 
 
 def crc32_of_parts(parts: Iterable[tuple[int, int, int]]) -> int:

@@ -89,6 +89,24 @@ def _split(shape: tuple[int, ...], fixed: tuple[int, ...], start: int, stop: int
     _split(shape[1:], (*fixed, last), 0, tail, out)
 
 
+def _outer_dimensions(shape: Sequence[int], box: Box) -> int:
+    """Return how many dimensions lead to the longest ranges that are inside `box` and `shape` alike."""
+    inner = box.shape
+    outer = len(shape)
+    while outer > 0 and (outer == len(shape) or inner[outer] == shape[outer]):
+        outer -= 1
+    return outer
+
+
+def box_range(shape: Sequence[int], box: Box) -> tuple[int, int] | None:
+    """Return the one row-major range of a tensor of `shape` that is `box`, or None where it is not one."""
+    outer = _outer_dimensions(shape, box)
+    if any(stop - start != 1 for start, stop in zip(box.start[:outer], box.stop[:outer], strict=True)):
+        return None
+    begin = sum(i * s for i, s in zip(box.start, row_major_strides(shape), strict=True))
+    return begin, begin + box.volume
+
+
 def box_ranges(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int]]:
     """Yield the row-major ranges of a tensor of `shape` that together are `box`, in order.
 
@@ -97,9 +115,7 @@ def box_ranges(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int]]:
     if box.volume == 0:
         return
     strides = row_major_strides(shape)
-    split = len(shape)  # dimensions from here on are contiguous
-    while split > 0 and (split == len(shape) or box.shape[split] == shape[split]):
-        split -= 1
+    split = _outer_dimensions(shape, box)  # dimensions from here on are contiguous
     length = math.prod(box.shape[split:])
     outer = [range(a, b) for a, b in zip(box.start[:split], box.stop[:split], strict=True)]
     base = sum(i * s for i, s in zip(box.start[split:], strides[split:], strict=True))
