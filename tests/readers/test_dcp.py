@@ -14,12 +14,12 @@ import pytest
 import torch
 import zstandard
 from awkward import awkward_tensors, plain_tensors, read_values, true_values
-from dcp_folders import HandWriter, read_metadata, save, saved_bytes, tiles, whole, write_metadata
 from reader_suite import FolderSuite, ReaderSuite, opened
 from safetensors.torch import save_file
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
+from dcp_folders import HandWriter, read_metadata, save, saved_bytes, tiles, whole, write_metadata
 from unshard.errors import (
     AmbiguousModelError,
     DamagedFileError,

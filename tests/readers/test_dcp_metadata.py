@@ -11,6 +11,15 @@ from typing import Any
 import pytest
 import torch
 from awkward import read_values, true_values
+from reader_suite import opened
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+)
+
 from dcp_folders import (
     HandWriter,
     class_paths,
@@ -21,15 +30,6 @@ from dcp_folders import (
     whole,
     write_metadata,
 )
-from reader_suite import opened
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-)
-
 from unshard.errors import (
     DamagedFileError,
     IncompleteCheckpointError,
@@ -252,6 +252,7 @@ HOSTILE: dict[str, Callable[[Metadata], object]] = {
     "a length that holds no chunk": places(lambda f: f.update(length=3)),
     "a length beyond 64 bits": places(lambda f: f.update(length=1 << 63)),
     "blobs that overlap": places(lambda f: f.update(offset=f["offset"] // 2)),
+    "one place for all": places(lambda f: f.update(relative_path="__0_0.distcp", offset=0)),
     "a path that leads out": places(lambda f: f.update(relative_path="../__0_0.distcp")),
     "an absolute path": places(lambda f: f.update(relative_path="/etc/passwd")),
     "a path that is no text": places(lambda f: f.update(relative_path=Path("a"))),

@@ -1,13 +1,13 @@
 """Whether the chunks of a model can be what the metadata says: boxes in their tensors, blobs in their files.
 
-Everything is arithmetic on the tables; no file is opened. What contradicts itself is refused, what is
+Everything is arithmetic on the tables. What contradicts itself is refused, what is
 merely absent is a gap.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unshard.dtypes import DType
@@ -15,6 +15,8 @@ from unshard.errors import UnsafeFileError
 from unshard.findings import Finding, finding
 from unshard.readers.dcp.tables import NOWHERE, PLACE_FIELDS, TensorRow
 from unshard.readers.rendering import cut, listed
+from unshard.readers.weights.safetensors_file import is_safetensors
+from unshard.storage.files import InputFile
 from unshard.tensors.coverage import Coverage, check_coverage, described_box
 
 if TYPE_CHECKING:
@@ -103,10 +105,11 @@ def require_blobs(
     numbers: Sequence[np.ndarray],
     files: Sequence[str],
     subject: object,
-) -> None:
-    """Raise unless blobs can hold their chunks, and do not overlap.
+) -> list[tuple[int, int]]:
+    """Return places, as file and byte, that several chunks are said to lie at; `require_members` looks there.
 
-    Several chunks may be said to begin at one byte: they are then members of one safetensors file.
+    Raises:
+        UnsafeFileError: Blobs cannot hold their chunks, or overlap.
     """
     import numpy as np
 
@@ -127,13 +130,10 @@ def require_blobs(
             )
     places = np.concatenate([one[:, -PLACE_FIELDS:] for one in numbers]) if numbers else np.empty((0, 4))
     places = places[places[:, 0] != NOWHERE]
-    places = places[np.lexsort((places[:, 1], places[:, 0]))]
+    places = places[np.lexsort((places[:, 2], places[:, 1], places[:, 0]))]
     before, after = places[:-1], places[1:]
-    overlapping = (
-        (before[:, 0] == after[:, 0])
-        & (before[:, 1] != after[:, 1])
-        & (before[:, 1] + before[:, 2] > after[:, 1])
-    )
+    together = (before[:, :2] == after[:, :2]).all(axis=1)
+    overlapping = (before[:, 0] == after[:, 0]) & ~together & (before[:, 1] + before[:, 2] > after[:, 1])
     if overlapping.any():
         at = int(np.flatnonzero(overlapping)[0])
         raise _impossible(
@@ -141,6 +141,20 @@ def require_blobs(
             f"names chunks in `{cut(files[int(before[at, 0])])}` that overlap",
             f"bytes {before[at, 1]} to {before[at, 1] + before[at, 2]}, and bytes from {after[at, 1]}",
         )
+    return sorted({(file, start) for file, start in before[together][:, :2].tolist()})
+
+
+def require_members(
+    shared: Sequence[tuple[int, int]], files: Mapping[int, InputFile], subject: object
+) -> None:
+    """Raise unless a safetensors file begins at every place that several chunks are said to lie at."""
+    for number, start in shared:
+        file = files.get(number)
+        if file is None or start >= file.size:
+            continue  # which is a gap of its own
+        if not is_safetensors(file.read(start, min(start + 9, file.size))):
+            problem = f"names one place in `{file.path.name}` for several chunks"
+            raise _impossible(subject, problem, f"byte {start}, where no safetensors file begins")
 
 
 def _impossible(subject: object, problem: str, saw: str, hint: str = _HINT) -> UnsafeFileError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from unshard.checkpoint import Extra
@@ -29,7 +29,7 @@ from unshard.readers.unpickling import Entries, bytes_of
 from unshard.storage.files import InputFile
 
 _LARGEST_VALUE, _LARGEST_FILES = 64 << 10, 16 << 20
-_MOST_OF_A_KIND, _MOST_OF_FILES = 24, 4000
+_MOST_SHOWN, _MOST_OF_A_KIND, _MOST_OF_FILES = 200, 24, 4000
 _FILES = ("integrations", "huggingface")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
@@ -56,22 +56,28 @@ def read_items(tables: Tables, items: Iterable[ItemRow], folder: Folder) -> Item
             of_files.append(item)
         else:
             kinds.setdefault(keys[0], []).append(item)
-    extras = [extra for kind, alike in kinds.items() for extra in _extras(tables, kind, alike, folder)]
+    extras: list[Extra] = []
+    for kind, alike in kinds.items():
+        if len(alike) > _MOST_OF_A_KIND or len(extras) + len(alike) > _MOST_SHOWN:
+            extras.append(_summed(kind, alike))
+        else:
+            extras += (_extra(tables, item, folder) for item in alike)
     if of_files:
         size = sum(item.length for item in of_files)
         extras.append(Extra("integrations", "value", size, f"{len(of_files)} values"))
     return Items(tuple(extras), _files(tables, of_files, folder))
 
 
-def _extras(tables: Tables, kind: str, alike: list[ItemRow], folder: Folder) -> Iterator[Extra]:
-    """Yield items whose names begin alike: one by one, or as one where there are many."""
-    if len(alike) > _MOST_OF_A_KIND:
-        yield Extra(cut(kind), "value", sum(item.length for item in alike), f"{len(alike)} values")
-        return
-    for item in alike:
-        value = _value(tables, item, folder, _LARGEST_VALUE)
-        kind_of_value = value_kind(_keys(tables, item)[-1])
-        yield Extra(cut(item.name), kind_of_value, item.length, None if value is _UNREAD else shown(value))
+def _summed(kind: str, alike: list[ItemRow]) -> Extra:
+    """Return many items whose names begin alike as one."""
+    counted = f"{len(alike)} value{'s' * (len(alike) != 1)}"
+    return Extra(cut(kind), "value", sum(item.length for item in alike), counted)
+
+
+def _extra(tables: Tables, item: ItemRow, folder: Folder) -> Extra:
+    value = _value(tables, item, folder, _LARGEST_VALUE)
+    kind = value_kind(_keys(tables, item)[-1])
+    return Extra(cut(item.name), kind, item.length, None if value is _UNREAD else shown(value))
 
 
 def _keys(tables: Tables, item: ItemRow) -> tuple[str, ...]:
@@ -141,16 +147,12 @@ def _as_file(name: str, extension: str, content: object) -> dict[str, bytes]:
         return {} if raw is None else {name: raw}
     try:
         plain = _plain(content)
-    except (TypeError, RecursionError):
-        return {}
-    if extension == ".json" and isinstance(plain, dict | list):
-        return {name: json.dumps(plain, indent=2, ensure_ascii=False).encode()}
-    if (
-        extension in (".txt", ".jinja")
-        and isinstance(plain, list)
-        and all(type(line) is str for line in plain)
-    ):
-        return {name: "\n".join(plain).encode()}
+        if extension == ".json" and isinstance(plain, dict | list):
+            return {name: json.dumps(plain, indent=2, ensure_ascii=False).encode()}
+        if extension in (".txt", ".jinja") and isinstance(plain, list):
+            return {name: "\n".join(plain).encode()}
+    except (TypeError, ValueError, RecursionError):  # no such file could have been there
+        pass
     return {}
 
 

@@ -13,7 +13,14 @@ from unshard.readers.dcp.blobs import look_into
 from unshard.readers.dcp.chunks import Chunks, dtype_of
 from unshard.readers.dcp.compressed import Scratch, require_known
 from unshard.readers.dcp.gaps import find_missing, find_short, held_by_file
-from unshard.readers.dcp.geometry import cover, find_holes, find_unplaced, require_blobs, require_sizes
+from unshard.readers.dcp.geometry import (
+    cover,
+    find_holes,
+    find_unplaced,
+    require_blobs,
+    require_members,
+    require_sizes,
+)
 from unshard.readers.dcp.tables import Tables, TensorRow
 from unshard.readers.folders import Folder
 from unshard.readers.rendering import cut, listed
@@ -44,7 +51,7 @@ def describe_chunks(
     numbers = [tables.rows(row) for row in rows]
     require_sizes(rows, dtypes, folder.path)
     coverages = [cover(row, one, folder.path) for row, one in zip(rows, numbers, strict=True)]
-    require_blobs(rows, dtypes, numbers, tables.files, folder.path)
+    shared = require_blobs(rows, dtypes, numbers, tables.files, folder.path)
     require_known((tables.transforms[n] for one in numbers for n in set(one[:, -1].tolist())), folder.path)
     held = held_by_file(rows, numbers)
     for file in held:
@@ -52,6 +59,7 @@ def describe_chunks(
     there = set(folder.files)
     missing = {file for file in held if tables.files[file] not in there}
     files = {file: InputFile.describe(folder.at(tables.files[file])) for file in held if file not in missing}
+    require_members(shared, files, folder.path)
     by_name = dict(zip((row.name for row in rows), numbers, strict=True))
     gaps = [
         *find_missing(held, tables.files, missing),

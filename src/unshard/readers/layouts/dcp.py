@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from unshard.checkpoint import Checkpoint, Extra
@@ -44,6 +45,7 @@ from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 
 METADATA = ".metadata"
+_MOST_NUMBERS = 32
 _MODEL = re.compile(r".+\.(safetensors|bin|gguf)")
 _OF_RANK = re.compile(r"__\d+\.metadata")
 _FILES = re.compile(r"\.metadata(\.tmp)?|__\d+\.metadata(\.tmp)?|.*__\d+_\d+\.distcp")
@@ -99,7 +101,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
 
 def _numbers(tables: Tables, groups: Groups, folder: Folder) -> Iterator[Extra]:
     """Yield tensors of one number that are no part of a model, such as a step, with their values."""
-    for name, row in groups.numbers.items():
+    for name, row in islice(groups.numbers.items(), _MOST_NUMBERS):
         try:
             chunks, _ = describe_chunks(tables, {name: row}, folder)
             value = str(chunks.tensors()[name].numpy().reshape(-1)[0])
