@@ -22,9 +22,15 @@ from unshard.checkpoint import Checkpoint
 from unshard.conversion import convert
 from unshard.errors import BaseModelError, InputError, UnsafeFileError
 from unshard.match import with_shapes
-from unshard.readers.distributed.rank_states import RankState, SharedLayouts, describe_rank_state
+from unshard.readers.distributed.rank_states import (
+    RankState,
+    RankTensor,
+    SharedLayouts,
+    describe_rank_state,
+)
 from unshard.readers.flat.flat_states import describe_flat
 from unshard.readers.flat.units import FlatUnits
+from unshard.readers.torch_save.torch_objects import StoredTensor
 from unshard.storage.files import InputFile
 
 UNITS = ("flat", "flat-tied", "flat-four", "flat-checkpointed")
@@ -124,6 +130,40 @@ def test_ranks_that_hold_the_same_ranges_are_replicas(
     assert read_values(with_shapes(checkpoint, base, accept_inferred=False).tensors) == truth_of(run)
     assert {replica.name.rpartition(".")[2] for replica in flat.replicas} == {"_flat_param"}
     assert all(replica.kept.count == replica.other.count > 0 for replica in flat.replicas)
+
+
+def test_slices_of_ranges_that_were_moved_to_another_device_are_put_together(
+    trained_checkpoints: Runs,
+) -> None:
+    """With `offload_to_cpu` the ranges are copies, and slices are views of nothing that was saved."""
+    run = trained_checkpoints["flat-original-four"]
+    states = []
+    for rank in (2, 0, 3, 1):
+        state = state_of(run.path / file_of(rank), rank)
+        moved: dict[str, RankTensor] = {
+            name: replace(tensor, storage=replace(tensor.storage, key=f"moved-{tensor.storage.key}"))
+            if isinstance(tensor, StoredTensor)
+            else tensor
+            for name, tensor in state.tensors.items()
+        }
+        states.append(replace(state, tensors=moved))
+    flat = describe_flat(states, run.path)
+    assert flat is not None
+    checkpoint = replace(opened(run.path), unshaped=flat.unshaped)
+    base, _ = find_base(checkpoint, reference=str(run.base), download=False)
+    assert read_values(with_shapes(checkpoint, base, accept_inferred=False).tensors) == truth_of(run)
+
+
+@pytest.mark.parametrize("other", ["layers.1.mlp.gate_proj", "layers.0.mlp.up_proj"])
+def test_a_slice_that_does_not_follow_the_one_before_is_refused(
+    other: str, trained_checkpoints: Runs
+) -> None:
+    run = trained_checkpoints["flat-original"]
+    first, second = (state_of(run.path / file_of(rank), rank) for rank in (0, 1))
+    changed = dict(second.tensors)
+    changed["model.layers.0.mlp.gate_proj.weight"] = changed[f"model.{other}.weight"]
+    with pytest.raises(UnsafeFileError, match=r"holds slices of `model\.layers\.0\.mlp\.gate_proj\.weight`"):
+        describe_flat([first, replace(second, tensors=changed)], run.path)
 
 
 @pytest.mark.parametrize("name", ["flat", "flat-original"])

@@ -143,7 +143,8 @@ def _vector(
     subject: Path,
 ) -> Vector:
     """Return a parameter from its slices, which must follow one another in the flat parameter, too."""
-    dtype, stretches, done, end = held[0][1].tensor.dtype, list[Stretch](), 0, None
+    dtype, stretches, done = held[0][1].tensor.dtype, list[Stretch](), 0
+    end: tuple[str, int] | None = None
     for state, stored in held:
         (count,) = stored.tensor.shape
         if count == 0:
@@ -156,10 +157,12 @@ def _vector(
             raise _unlike(name, subject, f"{stored.tensor.dtype} in {state.file}", str(dtype))
         if flat is not None and source.place is not None:
             begin = flat[1] + (source.place.offset - flat[2]) // dtype.itemsize
-            if end not in (None, begin):
+            if end is not None and end != (flat[0], begin):
                 saw = f"elements from {begin:,} of `{cut(flat[0])}` in {state.file}"
-                raise _unlike(name, subject, saw, f"from {end:,} on, where those before end")
-            end = begin + count
+                raise _unlike(
+                    name, subject, saw, f"from {end[1]:,} of `{cut(end[0])}`, where those before end"
+                )
+            end = flat[0], begin + count
     return Vector(dtype, tuple(stretches))
 
 
