@@ -35,6 +35,7 @@ DCP_RUNS = (
     _dcp("dcp-torchtune", "leave_torchtune", "a file for every tensor", dtype="bfloat16"),
     _dcp("dcp-compressed", "leave_compressed", "every blob is a zstd stream"),
     _dcp("dcp-asynchronous", "leave_asynchronously", "async_save"),
+    _dcp("dcp-without-collectives", "leave_without_collectives", "a metadata file for every rank"),
     _dcp(
         "dcp-raw-names",
         "leave_raw_names",

@@ -96,6 +96,12 @@ def leave_asynchronously(run: Run, folder: Path, base: Path) -> None:
     dcp.async_save(_model_and_optimizer(states), checkpoint_id=folder / run.path).result()
 
 
+def leave_without_collectives(run: Run, folder: Path, base: Path) -> None:
+    """Leave a metadata file for every rank, and none for all of them."""
+    states = trained_states(run, folder)
+    dcp.save(_model_and_optimizer(states), checkpoint_id=folder / run.path, use_collectives=False)
+
+
 def leave_raw_names(run: Run, folder: Path, base: Path) -> None:
     """Leave the names that `nn.Module` itself gives a compiled module with activation checkpoints."""
     model = wrapped(model_of(run, folder), run.wrapping)
