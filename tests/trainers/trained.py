@@ -9,7 +9,7 @@ from trainers.catalogue import RUNS, TrainedCheckpoint, locate
 from trainers.ranks import run_ranks
 from trainers.run import Run
 
-# Loading torch and training the runs of one trainer takes about 20 seconds on an idle machine.
+# The slowest trainer takes six seconds on an idle machine, once torch is loaded.
 _TRAINING_SECONDS = 400.0
 
 
