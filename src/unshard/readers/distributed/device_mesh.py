@@ -43,11 +43,13 @@ class Position:
         sizes: How many ranks the mesh has along every dimension.
         coordinate: Where the rank is, or None where it is not in the mesh.
         world_size: More than every rank that the mesh knows of.
+        listed: How many ranks that are.
     """
 
     sizes: tuple[int, ...]
     coordinate: tuple[int, ...] | None
     world_size: int
+    listed: int
 
 
 def find_position(mesh: object, saved: TorchFile, rank: int | None) -> Position:
@@ -68,7 +70,7 @@ def find_position(mesh: object, saved: TorchFile, rank: int | None) -> Position:
     rank = _own_rank(entries, axes, ranks, subject) if rank is None else rank
     coordinate = _coordinate(axes, ranks.index(rank)) if rank in ranks else None
     _require_own(coordinate, entries, rank, subject)
-    return Position(sizes, coordinate, max(ranks) + 1)
+    return Position(sizes, coordinate, max(ranks) + 1, len(ranks))
 
 
 def state_entries(value: object) -> Entries | None:
@@ -133,24 +135,25 @@ def _axes(layout: object, subject: str) -> list[list[Span]]:
 
 
 def _axis(shape: object, stride: object, subject: str) -> list[Span]:
-    sizes = _flat(shape)
-    strides = _flat(stride)
+    sizes, strides = _flat(shape, subject), _flat(stride, subject)
     if len(sizes) != len(strides):
         raise impossible(subject, "has a mesh whose sizes and strides are not as many")
     return list(zip(integers(sizes, subject), integers(strides, subject), strict=True))
 
 
-def _flat(value: object) -> list[object]:
+def _flat(value: object, subject: str) -> list[object]:
     """Return the numbers in a number, or in a tuple of numbers and tuples."""
     found: list[object] = []
     pending = [value]
-    while pending and len(found) <= _MOST_DIMENSIONS:
+    for _ in range(4 * _MOST_DIMENSIONS):
+        if not pending:
+            return found
         node = pending.pop()
         if isinstance(node, list | tuple):
-            pending += reversed(node[:_MOST_DIMENSIONS])
+            pending += reversed(node[: 4 * _MOST_DIMENSIONS])
         else:
             found.append(node)
-    return found
+    raise impossible(subject, "has a mesh of a dimension that is made of too many")
 
 
 def _ranks(entries: Entries, name: str, saved: TorchFile) -> tuple[tuple[int, ...], list[int]]:

@@ -16,18 +16,18 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from unshard.errors import UnsafeFileError
-from unshard.readers.distributed.device_mesh import Position, find_position, state_entries
+from unshard.readers.distributed.device_mesh import Position, state_entries
 from unshard.readers.distributed.parts import DistributedTensor, LocalPiece
 from unshard.readers.distributed.placements import (
     Cut,
     PlacedBox,
     Way,
-    find_ways,
 )
+from unshard.readers.distributed.reading import Reading
 from unshard.readers.rendering import shown
 from unshard.readers.torch_save.torch_objects import (
     OtherTensor,
@@ -37,55 +37,22 @@ from unshard.readers.torch_save.torch_objects import (
     integers,
     is_tensor,
 )
-from unshard.readers.torch_save.torch_storages import TorchFile, impossible
+from unshard.readers.torch_save.torch_storages import impossible
 from unshard.readers.unpickling import Entries, Record
 from unshard.tensors import FileSource, whole_tensor
 from unshard.tensors.boxes import row_major_strides
 
-_MOST_BOXES = 1 << 16
 _MOST_STRETCHES = 1 << 16
 _SHARD, _STRIDED = "Shard", "_StridedShard"
 
 
-@dataclass(frozen=True, slots=True)
-class MeshPositions:
-    """Where one rank is in the meshes of its file; most tensors are on the same one.
-
-    Attributes:
-        saved: The file.
-        rank: The rank by the name of the file, or None where only the file itself tells.
-    """
-
-    saved: TorchFile
-    rank: int | None
-    _known: dict[int, Position] = field(default_factory=dict)
-    _ways: dict[tuple[tuple[int, ...], tuple[Cut, ...]], tuple[Way, ...]] = field(default_factory=dict)
-
-    def of(self, mesh: object) -> Position:
-        """Return where the rank is in a mesh; the record of the mesh must outlive this object."""
-        found = self._known.get(id(mesh))
-        if found is None:
-            found = self._known[id(mesh)] = find_position(mesh, self.saved, self.rank)
-        return found
-
-    def ways(self, shape: tuple[int, ...], cuts: tuple[Cut, ...]) -> tuple[Way, ...]:
-        """Return what the rank holds of a tensor; most tensors have the shape of another one."""
-        found = self._ways.get((shape, cuts))
-        if found is None:
-            found = self._ways[shape, cuts] = find_ways(shape, cuts, most_boxes=_MOST_BOXES)
-        return found
-
-
-def describe_dtensor(
-    part: PartRecord, positions: MeshPositions, name: str
-) -> DistributedTensor | OtherTensor:
+def describe_dtensor(part: PartRecord, reading: Reading, name: str) -> DistributedTensor | OtherTensor:
     """Return what a rank holds of a DTensor.
 
     Raises:
         UnsafeFileError: It contradicts itself.
     """
-    saved = positions.saved
-    subject = f"{saved.file.path.name}: {name}"
+    subject = f"{reading.name}: {name}"
     state = part.attributes
     if type(state) is tuple and len(state) == 2:  # attributes, and those that stand in slots
         state = state[1] if type(state[1]) is Entries else state[0]
@@ -94,19 +61,17 @@ def describe_dtensor(
     if not is_tensor(local) or described is None or part.shape is None:
         raise impossible(subject, "is a DTensor without a local tensor or a specification")
     _require_shape(described, part.shape, subject)
-    stored = describe_tensor(cast("Record", local), saved, name)
+    stored = describe_tensor(cast("Record", local), reading.saved, name)
     if isinstance(stored, OtherTensor):
         return OtherTensor(f"a DTensor of a tensor that is {stored.kind}")
     if part.dtype is not None and part.dtype != stored.tensor.dtype:
         saw = f"{stored.tensor.dtype} in a DTensor of {part.dtype}"
         raise impossible(subject, "has a local tensor of another dtype", saw=saw)
-    position = positions.of(described.get("mesh"))
+    position = reading.position(described.get("mesh"))
     cuts = _cuts(described, position, part.shape, subject)
     if isinstance(cuts, OtherTensor):
         return cuts
-    readings = (
-        () if cuts is None else _readings(stored, part.shape, positions.ways(part.shape, cuts), subject)
-    )
+    readings = () if cuts is None else _readings(stored, part.shape, reading.ways(part.shape, cuts), subject)
     return DistributedTensor(
         "DTensor",
         part.shape,
@@ -212,7 +177,7 @@ def _readings(
         UnsafeFileError: It has the size for none.
     """
     if not ways:
-        raise impossible(subject, f"is cut into more than {_MOST_BOXES:,} stretches")
+        raise impossible(subject, "is cut into more stretches than anything")
     readings = tuple(_pieces(stored, way) for way in ways)
     if all(pieces is None for pieces in readings):
         raise UnsafeFileError(

@@ -44,5 +44,5 @@ class DistributedTensor:
     dtype: DType
     pieces: Sequence[LocalPiece]
     world_size: int | None = None
-    everything: tuple[Box, ...] = ()
+    everything: frozenset[Box] = frozenset()
     readings: tuple[Sequence[LocalPiece] | None, ...] = ()

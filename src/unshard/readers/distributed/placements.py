@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from unshard.tensors import Box
 
 Span = tuple[int, int]
+_MOST_BOXES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +70,15 @@ class Way:
     boxes: tuple[PlacedBox, ...]
 
 
-def find_ways(shape: Sequence[int], cuts: Sequence[Cut], *, most_boxes: int) -> tuple[Way, ...]:
+def find_ways(shape: Sequence[int], cuts: Sequence[Cut]) -> tuple[Way, ...]:
     """Return what a rank holds: in one way, or in two that differ, of which FSDP2's is the second.
 
-    Args:
-        shape: Elements of the whole tensor along every dimension.
-        cuts: What the mesh does to it, in order.
-        most_boxes: More boxes than these are never made; then the result is empty.
+    Nothing is returned where it would be more boxes than anybody makes.
     """
     spans = [local_spans(shape, cuts)]
     if (others := nested(cuts)) is not None and (second := local_spans(shape, others)) != spans[0]:
         spans.append(second)
-    if any(box_count(each) > most_boxes for each in spans):
+    if any(box_count(each) > _MOST_BOXES for each in spans):
         return ()
     return tuple(Way(span_shape(each), tuple(placed_boxes(each))) for each in spans)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from unshard.checkpoint import Extra
 from unshard.errors import UnsupportedLayoutError
 from unshard.findings import Finding
-from unshard.readers.distributed.dtensor import MeshPositions, describe_dtensor
+from unshard.readers.distributed.dtensor import describe_dtensor
 from unshard.readers.distributed.parts import DistributedTensor
+from unshard.readers.distributed.reading import Reading
 from unshard.readers.distributed.sharded_tensor import describe_sharded_tensor
 from unshard.readers.rendering import cut, listed
 from unshard.readers.torch_save.torch_file import describe_torch_file
@@ -72,9 +73,9 @@ class RankState:
 class SharedLayouts:
     """What the files of many ranks say alike, kept once."""
 
-    _known: dict[tuple[Box, ...], tuple[Box, ...]] = field(default_factory=dict)
+    _known: dict[frozenset[Box], frozenset[Box]] = field(default_factory=dict)
 
-    def of(self, boxes: tuple[Box, ...]) -> tuple[Box, ...]:
+    def of(self, boxes: frozenset[Box]) -> frozenset[Box]:
         """Return the boxes that are equal to these and were there first."""
         return self._known.setdefault(boxes, boxes)
 
@@ -120,11 +121,11 @@ def rank_state_of(model: ChosenModel, rank: int | None, *, shared: SharedLayouts
 
 def _describe_all(model: ChosenModel, rank: int | None, shared: SharedLayouts) -> dict[str, RankTensor]:
     saved = model.saved
-    positions = MeshPositions(saved, rank)
+    reading = Reading(saved, rank)
     tensors: dict[str, RankTensor] = {}
     others: dict[str, OtherTensor] = {}
     for name, record in model.chosen.tensors.items():
-        found = _describe(record, saved, positions, name)
+        found = _describe(record, reading, name)
         if isinstance(found, OtherTensor):
             others[name] = found
         elif isinstance(found, DistributedTensor) and found.everything:
@@ -142,15 +143,13 @@ def _describe_all(model: ChosenModel, rank: int | None, shared: SharedLayouts) -
     return tensors
 
 
-def _describe(
-    record: Record, saved: TorchFile, positions: MeshPositions, name: str
-) -> RankTensor | OtherTensor:
-    found = describe_tensor(record, saved, name)
+def _describe(record: Record, reading: Reading, name: str) -> RankTensor | OtherTensor:
+    found = describe_tensor(record, reading.saved, name)
     if isinstance(found, StoredTensor) or found.part is None:
         return found
     if found.kind == "DTensor":
-        return describe_dtensor(found.part, positions, name)
-    return describe_sharded_tensor(found.part, saved, positions.rank, name)
+        return describe_dtensor(found.part, reading, name)
+    return describe_sharded_tensor(found.part, reading, name)
 
 
 def _stored(tensors: Mapping[str, RankTensor]) -> dict[str, StoredTensor]:

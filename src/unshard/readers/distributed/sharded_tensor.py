@@ -12,13 +12,14 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from unshard.dtypes import DType
 from unshard.errors import UnsafeFileError
 from unshard.readers.distributed.device_mesh import another_rank, state_entries
 from unshard.readers.distributed.parts import DistributedTensor, LocalPiece
+from unshard.readers.distributed.reading import Reading
 from unshard.readers.torch_save.torch_objects import (
     OtherTensor,
     PartRecord,
@@ -32,47 +33,47 @@ from unshard.readers.unpickling import Entries, Record
 from unshard.tensors import Box
 
 
-def describe_sharded_tensor(
-    part: PartRecord, saved: TorchFile, rank: int | None, name: str
-) -> DistributedTensor | OtherTensor:
+def describe_sharded_tensor(part: PartRecord, reading: Reading, name: str) -> DistributedTensor | OtherTensor:
     """Return what a rank holds of a ShardedTensor.
 
     Raises:
         UnsafeFileError: It contradicts itself, or another rank wrote the file.
     """
-    subject = f"{saved.file.path.name}: {name}"
+    subject = f"{reading.name}: {name}"
     match part.attributes:
         case (list(shards), Record() as metadata, *others):
             pass
         case _:
             raise impossible(subject, "is a ShardedTensor without shards or metadata")
-    world_size = _require_own(others, rank, saved)
+    world_size = _require_own(others, reading)
     about = state_entries(metadata)
     if about is None:
         raise impossible(subject, "is a ShardedTensor without metadata")
     shape = integers(about.get("size"), subject)
     if part.shape is not None and part.shape != shape:
         raise impossible(subject, "has two shapes", saw=f"{shape}", expected=f"{part.shape}")
-    everything = tuple(_boxes(about.get("shards_metadata"), len(shape), subject))
+    everything = _boxes(about.get("shards_metadata"), len(shape), reading, subject)
+    reading.spend(len(shards))
     dtype = part.dtype or _dtype(about.get("tensor_properties"))
     pieces: list[LocalPiece] = []
     for shard in shards:
-        piece = _piece(shard, saved, name, len(shape))
+        piece = _piece(shard, reading.saved, name, len(shape))
         if isinstance(piece, OtherTensor):
             return piece
         dtype = dtype or piece.stored.tensor.dtype
         if piece.stored.tensor.dtype != dtype:
             saw = f"{piece.stored.tensor.dtype} in a ShardedTensor of {dtype}"
             raise impossible(subject, "has a shard of another dtype", saw=saw)
-        if everything and piece.box not in everything:
-            raise impossible(subject, "has a shard that its metadata does not name", saw=f"{piece.box}")
+        if piece.box not in everything:
+            saw = f"{list(piece.box.start)} to {list(piece.box.stop)}"
+            raise impossible(subject, "has a shard that its metadata does not name", saw=saw)
         pieces.append(piece)
     if dtype is None:
         return OtherTensor("a ShardedTensor of a dtype that is not read")
     return DistributedTensor("ShardedTensor", shape, dtype, pieces, world_size, everything)
 
 
-def _require_own(others: Sequence[object], rank: int | None, saved: TorchFile) -> int | None:
+def _require_own(others: Sequence[object], reading: Reading) -> int | None:
     """Return how many ranks there were, or None where the file does not tell.
 
     Raises:
@@ -83,8 +84,8 @@ def _require_own(others: Sequence[object], rank: int | None, saved: TorchFile) -
         if entries is None or "global_rank" not in entries:
             continue
         told, world_size = entries["global_rank"], entries.get("global_world_size")
-        if type(told) is int and rank is not None and told != rank:
-            raise another_rank(saved.file.path.name, f"rank {told}", rank)
+        if type(told) is int and reading.rank not in (None, told):
+            raise another_rank(reading.name, f"rank {told}", reading.rank)
         return world_size if type(world_size) is int else None
     return None
 
@@ -110,11 +111,11 @@ def _piece(shard: object, saved: TorchFile, name: str, dimensions: int) -> Local
     return LocalPiece(box, stored)
 
 
-def _boxes(metadata: object, dimensions: int, subject: str) -> Iterator[Box]:
-    if not isinstance(metadata, list | tuple):
+def _boxes(metadata: object, dimensions: int, reading: Reading, subject: str) -> frozenset[Box]:
+    """Return the boxes of the shards of all ranks."""
+    if type(metadata) is not list:
         raise impossible(subject, "has metadata without shards")
-    for one in metadata:
-        yield _box(one, dimensions, subject)
+    return reading.boxes(metadata, dimensions, lambda one: _box(one, dimensions, subject))
 
 
 def _box(metadata: object, dimensions: int, subject: str) -> Box:

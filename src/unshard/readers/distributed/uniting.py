@@ -133,13 +133,13 @@ def _differences(name: str, known: RankTensor, tensor: RankTensor, file: str) ->
         if seen != expected:
             yield f"`{cut(name)}` has {word} {seen} in {file}, and {expected} in those before"
             return
-    # Equal ones are one object; a thousand ranks would otherwise be compared with a thousand boxes.
-    if _everything(known) is not _everything(tensor):
+    one, other = _everything(known), _everything(tensor)
+    if one is not other and one != other:  # those of all ranks are one object, of a thousand boxes
         yield f"`{cut(name)}` is cut otherwise in {file} than in those before"
 
 
-def _everything(tensor: RankTensor) -> tuple[Box, ...]:
-    return tensor.everything if isinstance(tensor, DistributedTensor) else ()
+def _everything(tensor: RankTensor) -> frozenset[Box]:
+    return tensor.everything if isinstance(tensor, DistributedTensor) else frozenset()
 
 
 def _shape(tensor: RankTensor) -> tuple[int, ...]:
