@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sharded_scenes import SHARDED_SCENES
 
 import unshard
 from unshard import errors
@@ -189,6 +190,12 @@ def messages(scene: Scene) -> Iterator[tuple[str, UnshardError]]:
     for title, act in SCENES.items():
         with pytest.raises(UnshardError) as raised:
             act(scene)
+        yield title, raised.value
+    for number, (title, make) in enumerate(SHARDED_SCENES.items()):
+        folder = scene.folder / f"run-{number}"
+        folder.mkdir()
+        with pytest.raises(UnshardError) as raised:
+            make(folder, scene.state)
         yield title, raised.value
     for sample in SAMPLES:
         yield "a sample", sample

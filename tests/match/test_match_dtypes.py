@@ -146,7 +146,7 @@ def test_nested_configurations_name_the_dtype_of_their_tensors(
 
 
 def test_a_dtype_that_means_nothing_is_refused(base_folder: Folder, state: States, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="saw `int8`, expected base, keep, float32, bfloat16, float16"):
+    with pytest.raises(OptionError, match="saw int8, expected base, keep, float32, bfloat16, float16"):
         match_state(state("llama"), base_folder("llama"), tmp_path, "int8")
 
 

@@ -29,7 +29,8 @@ def require_policy(dtype: str) -> None:
         OptionError: It is not; the message lists those that are.
     """
     if dtype not in _CHOICES:
-        raise OptionError("dtype", "means nothing", saw=f"`{dtype}`", expected=", ".join(_CHOICES))
+        expected = ", ".join(_CHOICES)
+        raise OptionError("--dtype", "has a value that means nothing", saw=dtype, expected=expected)
 
 
 def configured_dtype(base: Base | None) -> DType | None:

@@ -119,9 +119,8 @@ def _is_step(path: Path) -> bool:
 def _in_folder(folder: Folder, tree: Tree, step: int | None) -> list[Found]:
     """Return the candidates in a folder; those below it, too, where none is there or a step is meant."""
     if training_kind(folder.path.name):
-        raise TrainingStateError(
-            folder.path, "is a folder of training state, not of a model", hint=beside(folder.path.parent)
-        )
+        hint = beside(folder.path.parent) or "The model lies in another folder: give the run, or that folder."
+        raise TrainingStateError(folder.path, "is a folder of training state, not of a model", hint=hint)
     here = find_here(folder, tree)
     readable = [f for f in here if f.is_read]
     is_here = readable and (step is None or any(f.numbers for f in readable))
