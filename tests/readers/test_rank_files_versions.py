@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rank_writers import verl_name
 from reader_suite import opened
 from torch_archives import StorageRef, TensorRef, torch_entries, write_archive
 
+from rank_writers import verl_name
 from unshard.errors import InputError, UnsupportedLayoutError
 
 

@@ -55,16 +55,15 @@ class Ranks:
     @property
     def is_complete(self) -> bool:
         """Whether the files of all ranks that the names tell are there."""
-        return not self.missing(None)
+        return len(self.files) >= self._told(None)
 
     def missing(self, world_size: int | None) -> list[int]:
         """Return the ranks without a file, of all that the names or `world_size` tell."""
-        told = max(self.world_size or 0, world_size or 0, max(self.files, default=-1) + 1)
-        return [rank for rank in range(min(told, _MOST_RANKS)) if rank not in self.files]
+        told = min(self._told(world_size), _MOST_RANKS)
+        return [rank for rank in range(told) if rank not in self.files]
 
-    def is_like(self, other: Ranks) -> bool:
-        """Return whether the names are those of one model, of as many ranks or not."""
-        return self is other or (self.world_size is not None and other.world_size is not None)
+    def _told(self, world_size: int | None) -> int:
+        return max(self.world_size or 0, world_size or 0, max(self.files) + 1)
 
     def described(self, ranks: Sequence[int]) -> str:
         """Return the names of the files of some ranks, as a shell would understand them."""

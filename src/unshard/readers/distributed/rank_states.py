@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from unshard.checkpoint import Extra
@@ -61,6 +61,15 @@ class RankState:
     def distributed(self) -> Mapping[str, DistributedTensor]:
         """The tensors of which the rank holds a part."""
         return {n: t for n, t in self.tensors.items() if isinstance(t, DistributedTensor)}
+
+    def stored(self, names: Collection[str]) -> Iterator[tuple[str, StoredTensor]]:
+        """Yield everything that the rank stored under some names, with its name."""
+        for name, tensor in self.tensors.items():
+            if name in names:
+                pieces = tensor.pieces if isinstance(tensor, DistributedTensor) else ()
+                yield from ((name, piece.stored) for piece in pieces)
+                if isinstance(tensor, StoredTensor):
+                    yield name, tensor
 
     @property
     def world_size(self) -> int | None:

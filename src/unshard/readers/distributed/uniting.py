@@ -49,6 +49,7 @@ class United:
         replicas: Parts that lie in several files.
         holes: Parts that lie in none.
         differing: Where copies of a part differ, by the name of the tensor: the files that hold them.
+        users: By file and storage, the tensors that are read from there.
     """
 
     tensors: dict[str, DescribedTensor]
@@ -56,6 +57,7 @@ class United:
     replicas: list[Replica]
     holes: list[Hole]
     differing: dict[str, list[str]]
+    users: dict[tuple[str, str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def unite(states: Sequence[RankState], subject: Path) -> United:
     Raises:
         UnsafeFileError: The files contradict one another.
     """
-    united = United({}, {}, [], [], {})
+    united = United({}, {}, [], [], {}, {})
     first: dict[str, RankTensor] = {}
     held: dict[str, _Held] = {}
     wrong: list[str] = []
@@ -167,9 +169,10 @@ def _put_together(held: _Held, first: RankTensor, united: United) -> list[str]:
         _dtype(first),
         tuple(Piece(piece.box, source) for piece, source in zip(kept, sources, strict=True)),
     )
-    files = (held.files[number] for number in coverage.kept)
-    token = next(((file, p.stored.storage.key) for file, p in zip(files, kept, strict=True)), None)
-    united.storages[name] = token or name
+    places = [(held.files[number], held.pieces[number].stored.storage.key) for number in coverage.kept]
+    for place in places:
+        united.users.setdefault(place, []).append(name)
+    united.storages[name] = places[0] if places else name
     united.holes.extend(Hole(name, shape, box) for box in coverage.holes)
     for same in coverage.replicas:
         _add_replicas(held, same, united)
@@ -211,14 +214,3 @@ def _contradiction(subject: Path, wrong: Sequence[str]) -> UnsafeFileError:
         expected="every part of a tensor in one place",
         hint=_HINT,
     )
-
-
-def users_of_storages(state: RankState) -> dict[str, list[str]]:
-    """Return, by storage of a rank's file, the tensors that are views of it."""
-    users: dict[str, list[str]] = {}
-    for name, tensor in state.tensors.items():
-        pieces = tensor.pieces if isinstance(tensor, DistributedTensor) else ()
-        stored = (piece.stored for piece in pieces) if isinstance(tensor, DistributedTensor) else (tensor,)
-        for one in stored:
-            users.setdefault(one.storage.key, []).append(name)
-    return users

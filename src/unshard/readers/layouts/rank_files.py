@@ -51,32 +51,32 @@ def find_candidates(folder: Folder) -> Iterator[Candidate]:
     """
     names = [name for name in folder.files if training_kind(name) is None]
     families = find_families(folder.path, names)
-    meant = _meant(families)
+    meant, left_out = _meant(families)
     split = split_names((_stem(ranks) for ranks in meant), folder.path)
     for ranks in meant:
-        left_out = [f for f in families if f not in meant and f.is_like(ranks)]
         files = tuple(ranks.files.values())
         series, numbers = split[_stem(ranks)]
+        counted = ranks.world_size is not None  # a number in the name that is no step
         yield Candidate(
             folder.path if len(meant) == 1 else folder.at(files[0]),
             folder,
             files,
             "one file per rank",
-            "" if ranks.world_size is not None and len(meant) == 1 else series,
-            numbers if ranks.world_size is None else (),
-            left_out=tuple(name for f in left_out for name in f.files.values()),
+            _stem(ranks) if counted and len(meant) > 1 else "" if counted else series,
+            () if counted else numbers,
+            left_out=left_out if counted else (),
         )
 
 
-def _meant(families: Sequence[Ranks]) -> list[Ranks]:
-    """Return the families without those of other saves of the same model."""
-    meant = []
-    for ranks in families:
-        alike = [f for f in families if f.is_like(ranks)]
-        complete = [f for f in alike if f.is_complete]
-        if len(complete) != 1 or complete[0] is ranks:
-            meant.append(ranks)
-    return meant
+def _meant(families: Sequence[Ranks]) -> tuple[list[Ranks], tuple[str, ...]]:
+    """Return the families without those of other saves of the same model, and names of the latter's files."""
+    counted = [ranks for ranks in families if ranks.world_size is not None]
+    complete = [ranks for ranks in counted if ranks.is_complete]
+    if len(complete) != 1:
+        return list(families), ()
+    left_out = [ranks for ranks in counted if ranks is not complete[0]]
+    names = tuple(name for ranks in left_out for name in ranks.files.values())
+    return [r for r in families if r.world_size is None or r is complete[0]], names
 
 
 def _stem(ranks: Ranks) -> str:

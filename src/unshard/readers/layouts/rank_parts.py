@@ -14,7 +14,7 @@ from unshard.readers.distributed.gaps import find_gaps, find_missing, incomplete
 from unshard.readers.distributed.parts import DistributedTensor
 from unshard.readers.distributed.rank_names import Ranks, ranges_of
 from unshard.readers.distributed.rank_states import RankState
-from unshard.readers.distributed.uniting import United, unite, users_of_storages
+from unshard.readers.distributed.uniting import United, unite
 from unshard.readers.flat.flat_states import FlatState, describe_flat
 from unshard.readers.rendering import cut, listed
 from unshard.readers.torch_save.torch_state import (
@@ -56,7 +56,7 @@ def assemble(ranks: Ranks, states: Sequence[RankState], path: Path, layout: Layo
         selected=states[0].selected,
         storages=united.storages if flat is None else {**flat.storages, **united.storages},
         files=tuple(state.saved.file for state in states),
-        checksums=_checksums(states),
+        checksums=_checksums(states, united, flat),
         replicas=united.replicas if flat is None else (*united.replicas, *flat.replicas),
         unshaped=None if flat is None else flat.unshaped,
         extras=tuple(_extras(states)),
@@ -112,23 +112,24 @@ def _require_equal(states: Sequence[RankState], united: United, ranks: Ranks) ->
         )
 
 
-def _checksums(states: Sequence[RankState]) -> Checksums:
-    """Return the checksums of all storages that tensors are views of; there may be millions."""
+def _checksums(states: Sequence[RankState], united: United, flat: FlatState | None) -> Checksums:
+    """Return the checksums of all storages that tensors are read from; there may be millions."""
+    users = dict(united.users)
+    for state in states if flat is not None else ():
+        for name, stored in state.stored(flat.names if flat is not None else ()):
+            users.setdefault((state.file, stored.storage.key), []).append(name)
+    by_file = {state.file: state.saved for state in states}
 
     def located() -> Iterator[Checksum]:
-        for state in states:
-            for key, names in users_of_storages(state).items():
-                storage = state.saved.storages[key]
-                if storage.crc32 is not None and storage.stop > storage.start:
-                    subject = ", ".join(dict.fromkeys(names))
-                    yield Checksum(state.saved.file, storage.start, storage.stop, storage.crc32, subject)
+        for (file, key), names in users.items():
+            saved = by_file[file]
+            storage = saved.storages[key]
+            if storage.crc32 is not None and storage.stop > storage.start:
+                subject = ", ".join(dict.fromkeys(names))
+                yield Checksum(saved.file, storage.start, storage.stop, storage.crc32, subject)
 
-    nbytes = sum(
-        storage.stop - storage.start
-        for state in states
-        for storage in map(state.saved.storages.__getitem__, users_of_storages(state))
-        if storage.crc32 is not None
-    )
+    storages = (by_file[file].storages[key] for file, key in users)
+    nbytes = sum(storage.stop - storage.start for storage in storages if storage.crc32 is not None)
     return Checksums(nbytes, located)
 
 
