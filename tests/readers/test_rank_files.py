@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,14 @@ from typing import Any
 import pytest
 import torch
 from awkward import plain_tensors, read_values, true_values
+from reader_suite import FolderSuite, ReaderSuite, opened
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import _chunk_with_empty
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
 from rank_writers import (
     State,
     as_rank,
@@ -21,13 +28,6 @@ from rank_writers import (
     write_dtensors,
     write_sharded_tensors,
 )
-from reader_suite import FolderSuite, ReaderSuite, opened
-from safetensors.torch import load_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp._fully_shard._fsdp_common import _chunk_with_empty
-from torch.distributed.tensor import Partial, Placement, Replicate, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
-
 from trainers.catalogue import TrainedCheckpoint
 from unshard.checkpoint import Checkpoint
 from unshard.errors import (
@@ -459,14 +459,15 @@ def test_fsdp_over_tensor_parallelism_is_read_where_its_placements_do_not_say_wh
 ) -> None:
     whole = torch.arange(rows * 2.0).reshape(rows, 2)
     data, tensor = mesh_shape
-    placements = [_StridedShard(0, split_factor=tensor), Shard(0)]
-    for rank, (i, j) in enumerate(itertools.product(range(data), range(tensor))):
+    for rank in range(data * tensor):
         with as_rank(rank, data * tensor):
-            mesh = init_device_mesh("cpu", mesh_shape)
-            inner = _chunk_with_empty(whole, tensor, dim=0)[j]
-            local = _chunk_with_empty(inner, data, dim=0)[i].reshape(-1, 2).clone()
-            state = {"w": dtensor(whole, mesh, placements, local)}
-            torch.save(state, tmp_path / verl_name(rank, data * tensor))
+            mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("dp", "tp"))
+            inner = _chunk_with_empty(whole, tensor, dim=0)[rank % tensor].reshape(-1, 2).clone()
+            module = torch.nn.Module()
+            module.w = torch.nn.Parameter(dtensor(whole, mesh["tp"], [Shard(0)], inner))
+            torch.save(
+                fully_shard(module, mesh=mesh["dp"]).state_dict(), tmp_path / verl_name(rank, data * tensor)
+            )
     assert opened(tmp_path)["w"].numpy().tolist() == whole.tolist()
 
 
