@@ -377,6 +377,21 @@ def test_plain_tensors_that_differ_from_rank_to_rank_are_refused(tmp_path: Path)
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_they_are_so_without_checksums_and_as_views_of_larger_storages(zipped: bool, tmp_path: Path) -> None:
+    for rank in range(2):
+        torch.serialization.set_crc32_options(False)
+        storage = torch.full((300, 300), float(rank))
+        torch.save(
+            {"view": storage[1:, 2:]},
+            tmp_path / f"model_rank{rank}.pt",
+            _use_new_zipfile_serialization=zipped,
+        )
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(UnsupportedLayoutError, match=r"1 plain tensors that differ .* `view` in model_rank0"):
+        opened(tmp_path)
+
+
 def test_statistics_that_every_rank_keeps_for_itself_are_rank_0s_and_told(tmp_path: Path) -> None:
     for rank in range(2):
         torch.save(STATE | {"norm.running_mean": torch.full((4,), rank)}, tmp_path / f"model_rank{rank}.pt")

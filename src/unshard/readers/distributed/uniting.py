@@ -9,7 +9,7 @@ from pathlib import Path
 from unshard.checkpoint import Replica
 from unshard.dtypes import DType
 from unshard.errors import UnsafeFileError
-from unshard.readers.distributed.copies_of_parts import are_equal
+from unshard.readers.distributed.copies_of_parts import begin_equally, have_equal_checksums
 from unshard.readers.distributed.parts import DistributedTensor, LocalPiece
 from unshard.readers.distributed.rank_states import RankState, RankTensor
 from unshard.readers.rendering import cut, listed
@@ -175,16 +175,23 @@ def _put_together(held: _Held, first: RankTensor, united: United) -> list[str]:
     united.storages[name] = places[0] if places else name
     united.holes.extend(Hole(name, shape, box) for box in coverage.holes)
     for same in coverage.replicas:
-        _add_replicas(held, same, united)
+        _add_replicas(held, same, united, is_plain=not isinstance(first, DistributedTensor))
     return []
 
 
-def _add_replicas(held: _Held, same: Sequence[int], united: United) -> None:
-    """Add the copies of a part; those that are known to differ from the first are told."""
+def _add_replicas(held: _Held, same: Sequence[int], united: United, *, is_plain: bool) -> None:
+    """Add the copies of a part; those that are known to differ from the first are told.
+
+    Nothing says of a plain tensor that it is the same on every rank, so that one without a usable checksum
+    is looked at.
+    """
     original = held.pieces[same[0]]
     for number in same[1:]:
         copy = held.pieces[number]
-        if are_equal(original.stored, copy.stored) is False:
+        equal = have_equal_checksums(original.stored, copy.stored)
+        if equal is None and is_plain:
+            equal = begin_equally(original.stored, copy.stored)
+        if equal is False:
             united.differing.setdefault(held.name, [held.files[same[0]]]).append(held.files[number])
         else:
             kept, other = (one.stored.tensor.pieces[0].source for one in (original, copy))
