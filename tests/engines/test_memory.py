@@ -29,7 +29,7 @@ from unshard.plan import Plan
 from unshard.progress import Silence
 from unshard.storage.files import InputFile
 from unshard.storage.folders import new_folder
-from unshard.tensors import CastTensor, FileSource, byte_count, whole_tensor
+from unshard.tensors import Box, CastTensor, DescribedTensor, FileSource, Piece, byte_count, whole_tensor
 from unshard.proof.bytes import verify_bytes
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import plan_torch_file
@@ -40,6 +40,12 @@ rows, length = source.size // count // 4096, source.size // count // 4096 * 4096
 tensors = {f"{i}": whole_tensor(FileSource.contiguous(source, i * length, (rows, 1024), FLOAT32))
            for i in range(count)}
 checksums = [Checksum(source, i * length, (i + 1) * length, int(sys.argv[6]), f"{i}") for i in range(count)]
+if kind in ("rows", "columns"):  # one tensor in as many pieces
+    sources = [tensor.pieces[0].source for tensor in tensors.values()]
+    boxes = [((i * rows, 0), ((i + 1) * rows, 1024)) if kind == "rows" else
+             ((0, i * 1024), (rows, (i + 1) * 1024)) for i in range(count)]
+    pieces = tuple(Piece(Box(*box), source) for box, source in zip(boxes, sources))
+    tensors = {"0": DescribedTensor(boxes[-1][1], FLOAT32, pieces)}
 if kind == "cast":
     tensors = {name: CastTensor(tensor, BFLOAT16) for name, tensor in tensors.items()}
 files = (plan_torch_file(tensors, name="a.pt"),) if kind == "pt" else plan_safetensors(
@@ -55,7 +61,8 @@ with new_folder(out, overwrite=False, durable=False) as folder:
     proof = verify_bytes(tensors, actual, checksums=checksums, workers=2, digests=True, progress=Silence())
 assert not proof.differences
 assert proof.checked_bytes == source.size
-print(len(proof.digests))
+assert len(proof.digests) == len(tensors)
+print(len(checksums))
 """
 
 
@@ -75,8 +82,17 @@ def crc32_of_zeros(length: int) -> int:
         (1024 * MIB, 1, "cast"),
         (512 * MIB, 1, "copy"),
         (512 * MIB, 1, "pt"),
+        (512 * MIB, 8, "columns"),
+        (256 * MIB, 8192, "rows"),
     ],
-    ids=["many tensors", "one large cast", "one large copy", "one large tensor to pt"],
+    ids=[
+        "many tensors",
+        "one large cast",
+        "one large copy",
+        "one large tensor to pt",
+        "one large tensor in columns",
+        "one tensor in thousands of chunks",
+    ],
 )
 def test_writing_and_proving_stay_within_their_memory(
     tmp_path: Path, size: int, count: int, kind: str
