@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharded_scenes import SHARDED_SCENES
 
 import unshard
+from sharded_scenes import SHARDED_SCENES
 from unshard import errors
 from unshard.errors import UnshardError
 

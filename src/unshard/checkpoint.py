@@ -29,6 +29,11 @@ class Layout:
     writer: str | None
     evidence: tuple[str, ...]
 
+    @property
+    def is_model_folder(self) -> bool:
+        """Whether it is made for inference, and not for resuming."""
+        return self.name == "hugging-face"
+
 
 ExtraKind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unshard.base import ExpectedTensor
+from unshard.base.search import CONFIG
 from unshard.engines.local import run_plan
 from unshard.engines.workers import default_workers
 from unshard.errors import OptionError, VerificationError
@@ -194,7 +195,9 @@ def _prove(
         digests = dict(found.digests)
     if settings.verify and not is_torch_file_name(target):
         expected = {name: ExpectedTensor(t.shape, t.dtype) for name, t in ready.model.tensors.items()}
-        compared = f"names, shapes and dtypes of {len(expected):,} tensors, and the configuration"
+        has_config = any(file.name == CONFIG for file in ready.plan.side_files)
+        beside = ", and the configuration" if has_config else "; there is no configuration"
+        compared = f"names, shapes and dtypes of {len(expected):,} tensors{beside}"
         levels.append(structure_level(compared, verify_structure(folder, expected=expected)))
     if not settings.verify:
         switched_off = finding("U701", subject=target.name, saw="written, and not read back")
@@ -235,7 +238,15 @@ def _compare_replicas(
     if not settings.compare_replicas:
         return ()
     level = verify_replicas(ready.checkpoint, workers=workers, progress=progress)
-    _require_sound(ready.checkpoint.path, list(level.findings))
+    if level.findings:
+        first, *more = level.findings
+        raise VerificationError(
+            ready.checkpoint.path,
+            f"holds copies of `{first.subject}` that differ, so nothing was written",
+            saw=first.saw + (f"; {len(more)} more parts differ" if more else ""),
+            expected=first.expected,
+            hint=first.remedy,
+        )
     return (level,)
 
 

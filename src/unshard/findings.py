@@ -55,7 +55,7 @@ class Finding:
 _INFO, _WARNING, _ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
 RULES: dict[str, Rule] = {
-    "U101": Rule(_INFO, "Several checkpoints lie side by side; the newest was taken"),
+    "U101": Rule(_INFO, "One of several checkpoints side by side was taken"),
     "U102": Rule(_INFO, "Training state was left out"),
     "U103": Rule(_WARNING, "The file carries no checksums, so damage cannot be told from data"),
     "U104": Rule(_INFO, "Classes in the file were kept as inert records"),

@@ -117,6 +117,7 @@ class Inspection:
         precision: Those of them that bear on precision and layout.
         extras: What is there only for training. Never read.
         checksummed_bytes: Bytes the writer left checksums for; 0 where it left none.
+        replicas: Parts of tensors that lie in a second place, and are not read from there.
         steps: All checkpoints side by side, this one included.
         base: The base that would be used, or None.
         missing: What inference still needs.
@@ -140,6 +141,7 @@ class Inspection:
     precision: Mapping[str, str]
     extras: tuple[Extra, ...]
     checksummed_bytes: int
+    replicas: int
     steps: tuple[Step, ...]
     base: BaseSummary | None
     missing: tuple[str, ...]
@@ -187,6 +189,7 @@ def inspect(
         precision={k: v for k in _TELLING_PARAMETERS if parameters and (v := parameters.get(k))},
         extras=checkpoint.extras,
         checksummed_bytes=checkpoint.checksums.nbytes,
+        replicas=len(checkpoint.replicas),
         steps=checkpoint.steps,
         base=BaseSummary(found.reference, found.origin, found.expected is not None) if found else None,
         missing=(*missing_files(names), *(() if found else ("base",))),

@@ -179,10 +179,18 @@ def _describe_source(checkpoint: Checkpoint) -> dict[str, object]:
         "layout": checkpoint.layout.name,
         "title": checkpoint.layout.title,
         "writer": checkpoint.layout.writer,
+        "place": str(_place(checkpoint)),
+        "step": next((step.number for step in checkpoint.steps if step.path == checkpoint.path), None),
         "container": ".".join(checkpoint.container),
         "select": checkpoint.selected,
         "files": [{"name": file.path.name, "size": file.size} for file in checkpoint.files],
     }
+
+
+def _place(checkpoint: Checkpoint) -> Path:
+    """Return where the checkpoint lies in its run; the paths of a machine are nobody else's concern."""
+    path, root = checkpoint.path, checkpoint.root
+    return Path(root.name) / path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
 
 
 def _describe_side_file(file: SideFile) -> dict[str, object]:

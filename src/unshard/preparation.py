@@ -42,6 +42,7 @@ class Preparation:
     """A conversion that is decided down to the last byte and has not begun.
 
     Attributes:
+        places: Where it was looked for.
         checkpoint: What lies on disk.
         base: The base it is matched to, or None.
         model: The tensors of the result.
@@ -49,6 +50,7 @@ class Preparation:
         options: What was asked for, as it will stand in the manifest.
     """
 
+    places: tuple[Path, ...]
     checkpoint: Checkpoint
     base: Base | None
     model: Model
@@ -152,7 +154,7 @@ def plan_conversion(
         "select": select,
         "accept_inferred_shapes": accept_inferred_shapes,
     }
-    return Preparation(checkpoint, found, model, plan, options)
+    return Preparation(tuple(paths), checkpoint, found, model, plan, options)
 
 
 def _require_format(to: str) -> None:

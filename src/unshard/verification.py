@@ -91,7 +91,9 @@ def verify(
             target,
             "cannot be verified by itself",
             saw="; ".join(f"{level.name}: {level.evidence[0]}" for level in levels),
-            hint="Name the checkpoint it was made from with --against.",
+            hint="Name the checkpoint it was made from with --against."
+            if written.layout.is_model_folder
+            else "Convert it first: unshard convert. To see whether all of it is there: unshard check.",
         )
     return Verification(target, all(level.verdict != "differs" for level in levels), levels)
 
@@ -187,6 +189,8 @@ def _verify_structure(written: Checkpoint, manifest: Manifest | None, base: Base
     """Compare names, shapes and dtypes with the base's or the manifest's, and the folder with itself."""
     if not written.path.is_dir():
         return Level("structure", "not checked", ("one file, with no configuration beside it",))
+    if not written.layout.is_model_folder:
+        return Level("structure", "not checked", (f"no model folder, but {written.layout.title}",))
     expected, said_by = _expectation(manifest, base)
     findings = verify_structure(written.path, expected=expected)
     compared = f"names, shapes and dtypes of {len(written.tensors):,} tensors compared with {said_by}"
@@ -215,8 +219,8 @@ def _verify_forward(written: Checkpoint, base: Base | None, *, wanted: bool | No
     """Load the folder in transformers and run it."""
     if wanted is False:
         return Level("forward", "not checked", ("switched off",))
-    if not written.path.is_dir():
-        return Level("forward", "not checked", ("one file; a forward pass needs a model folder",))
+    if not written.path.is_dir() or not written.layout.is_model_folder:
+        return Level("forward", "not checked", ("a forward pass needs a model folder",))
     try:
         return forward_level(verify_forward(written.path, base=base))
     except MissingExtraError as error:

@@ -38,7 +38,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_inspect_tells_what_a_person_asks(unshard: Unshard, recipes_run: TrainedCheckpoint) -> None:
     said = unshard("inspect", recipes_run.path)
     assert said.code == 0
-    for fact in ("llama-recipes", "FSDP1", "Llama-like", "1 of 2 side by side; also 0", "--step", "CRC-32"):
+    for fact in ("llama-recipes", "FSDP1", "Llama-like", "1 is shown; also there: 0", "--step", "CRC-32"):
         assert fact in said.words
     assert "unshard convert" in said.out
     assert said.err == ""

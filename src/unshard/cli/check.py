@@ -64,7 +64,7 @@ def check(
         echo_rows(_rows(result))
         echo_findings(result.findings, quiet=quiet)
         if result.taken is not None:
-            echo_commands("next", [_next(result, paths, base)])
+            echo_commands("next", [_next(result, paths, base, step)])
     context.exit(3 if result.fails(fail_on) else 0)
 
 
@@ -73,9 +73,15 @@ def _rows(result: Diagnosis) -> list[tuple[str, object]]:
     return [
         ("layout", plain(result.layout)),
         *((_label(one), f"{one.verdict}: {_verdict(one)}") for one in result.steps),
-        ("base", plain(result.base) if result.base else "not found"),
+        ("base", _base(result)),
         ("convert takes", taken),
     ]
+
+
+def _base(result: Diagnosis) -> str:
+    if result.base is None:
+        return "not found" if result.taken else "not looked for"
+    return plain(result.base)
 
 
 def _label(one: StepVerdict) -> str:
@@ -89,8 +95,10 @@ def _verdict(one: StepVerdict) -> str:
     return f"{plain(one.evidence)}{size}"
 
 
-def _next(result: Diagnosis, paths: tuple[Path, ...], base: str | None) -> str:
+def _next(result: Diagnosis, paths: tuple[Path, ...], base: str | None, step: int | None) -> str:
     words: list[object] = ["unshard", "convert", *paths, "OUT"]
+    if step is not None:
+        words += ["--step", step]
     if base or result.base is None:
         words += ["--base", base or "BASE"]
     return command(*words)

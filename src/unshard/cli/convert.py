@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from unshard.conversion import Conversion
     from unshard.match import Decision
     from unshard.preparation import DTypePolicy, Format, Preparation
+
+
+# From how many tensors on the same fate is told once for all of them.
+_SHOWN_ALIKE = 4
 
 
 @click.command(short_help="Write a complete, verified model.")
@@ -139,9 +144,9 @@ def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
         echo_json(ready.to_json())
         return
     echo(f"{click.style('plan', bold=True)}  nothing was written")
-    echo_rows(_head(ready))
     echo_rows(
         [
+            *_head(ready),
             (
                 "files",
                 [
@@ -159,8 +164,11 @@ def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:
     changed = [d for d in plan.decisions if d.target is None or d.reason or d.source != d.target]
     same = len(plan.decisions) - len(changed)
     echo()
-    rows = [(plain(source), _fate(list(parts))) for source, parts in groupby(changed, lambda d: d.source)]
-    echo_rows([("as it is", counted(same, "tensor")), *rows])
+    fates = [(plain(source), _fate(list(parts))) for source, parts in groupby(changed, lambda d: d.source)]
+    alike = Counter(fate for _, fate in fates)
+    together = [(counted(n, "tensor"), fate) for fate, n in alike.items() if n > _SHOWN_ALIKE]
+    alone = [(name, fate) for name, fate in fates if alike[fate] <= _SHOWN_ALIKE]
+    echo_rows([*([("as it is", counted(same, "tensor"))] if same else []), *together, *alone])
     echo_findings(plan.findings, quiet=quiet)
 
 
@@ -216,8 +224,9 @@ def next_commands(ready: Preparation) -> list[str]:
     target, base = ready.plan.target, ready.base
     if ready.plan.files[0].name == target.name:
         return [f"python -c 'import torch; torch.load(\"{target}\", mmap=True)'"]
-    verify = ["unshard", "verify", target, "--against", ready.checkpoint.path]
-    lines = [command(*verify)]
+    places = ready.places if len(ready.places) > 1 else (ready.checkpoint.path,)
+    against = (word for place in places for word in ("--against", place))
+    lines = [command("unshard", "verify", target, *against)]
     if base is not None:
         lines.insert(0, command("unshard", "run", target, "--prompt", "Hello"))
         lines.append(command("vllm", "serve", target))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from unshard.inspection import Inspection
 
 _SHOWN = 4
+# Facts that a row of the table tells already.
+_SHOWN_IN_ROWS = frozenset(("U101", "U102", "U105", "U116", "U603"))
 
 
 @click.command(short_help="What is this checkpoint? Reads headers only.")
@@ -58,7 +60,7 @@ def inspect(
         echo()
         shown = ((n, f"{t.dtype} {list(t.shape)}, {t.origin}") for n, t in result.tensors.items())
         echo_rows((plain(name), plain(text)) for name, text in shown)
-    echo_findings(result.findings)
+    echo_findings([found for found in result.findings if found.code not in _SHOWN_IN_ROWS])
     words = ["unshard", "convert", *paths, "OUT"]
     if step is not None:
         words += ["--step", step]
@@ -76,10 +78,10 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         f"{dtype}: {format_size(group.nbytes)} in {counted(group.tensors, 'tensor')}"
         for dtype, group in result.dtypes.items()
     ]
-    base = result.base
+    base, layout = result.base, result.layout
     return [
-        ("layout", [result.layout.title]),
-        ("written by", [*filter(None, [result.layout.writer]), *result.layout.evidence]),
+        ("layout", [layout.title]),
+        ("written by" if layout.writer else "told by", [*filter(None, [layout.writer]), *layout.evidence]),
         ("model", [_model(result)]),
         ("tensors", [total, *groups]),
         ("inside", [f"container `{'.'.join(result.container)}`"] if result.container else []),
@@ -88,6 +90,7 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         ("training", [f"{key}: {value}" for key, value in result.precision.items()]),
         ("left out", _left_out(result)),
         ("checksums", [_checksums(result)]),
+        ("replicas", _replicas(result)),
         ("steps", _steps(result)),
         ("base", [f"{base.reference} ({base.origin})" if base else "not found"]),
         ("missing", [", ".join(result.missing) or "nothing"]),
@@ -116,6 +119,13 @@ def _checksums(result: Inspection) -> str:
     return f"CRC-32 of {format_size(result.checksummed_bytes)}, checked when it is converted"
 
 
+def _replicas(result: Inspection) -> list[str]:
+    if not result.replicas:
+        return []
+    parts = f"{counted(result.replicas, 'part')} of tensors are there more than once"
+    return [f"{parts}, and read from one place (convert --compare-replicas reads all)"]
+
+
 def _left_out(result: Inspection) -> list[str]:
     """Return what is there only for training; small values together on one line."""
     values = [f"{e.name}={e.value}" for e in result.extras if e.value is not None]
@@ -129,4 +139,4 @@ def _steps(result: Inspection) -> list[str]:
         return []
     taken = next((str(s.number) for s in result.steps if s.path == result.path), "?")
     others = ", ".join(str(s.number) for s in result.steps if s.path != result.path)
-    return [f"{taken} of {len(result.steps)} side by side; also {others} (--step)"]
+    return [f"{taken} is shown; also there: {others} (--step)"]

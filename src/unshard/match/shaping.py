@@ -79,6 +79,11 @@ def _sentence(error: BaseModelError) -> str:
 
 def _completed(checkpoint: Checkpoint, shaped: Shaped, *more: Finding) -> Checkpoint:
     own = {name: (checkpoint.path.name, name) for name in shaped.tensors}
+    if shaped.replicas:
+        saw = f"{len(shaped.replicas):,} parts are there again, and read from one place"
+        remedy = "Compare them: --compare-replicas"
+        told = finding("U116", subject=checkpoint.path.name, saw=saw, remedy=remedy)
+        more = (*more, told)
     return replace(
         checkpoint,
         tensors={**shaped.tensors, **checkpoint.tensors},

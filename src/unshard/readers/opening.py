@@ -115,6 +115,9 @@ def _newest_whole(run: Run, select: str | None) -> tuple[Found, Checkpoint, list
         error.hint = _model_among(find_here(others, run.tree)) or error.hint
         raise
     except IncompleteCheckpointError as error:
+        if len(run.tree.roots) > 1:
+            level = "All places must be of one level: the runs of all nodes, or their folders of a step."
+            error.hint = f"{error.hint or ''} {level}".strip()
         whole = _whole_before(run, select)
         if whole is None:
             raise
@@ -153,7 +156,7 @@ def _passed_over(found: Found, error: IncompleteCheckpointError) -> Finding:
         "U115",
         subject=found.place,
         saw=error.message,
-        remedy=error.hint or "unshard check names everything that is missing.",
+        remedy="To have the newest step, copy what it lacks; unshard check names all of it.",
     )
 
 

@@ -128,11 +128,11 @@ def _in_folder(folder: Folder, tree: Tree, step: int | None) -> list[Found]:
         return here
     below = find_below(folder, tree)
     if not here and not below:
-        raise _nothing(folder)
+        raise _nothing(folder, tree)
     return below if below and is_here else [*here, *below]
 
 
-def _nothing(folder: Folder) -> UnshardError:
+def _nothing(folder: Folder, tree: Tree) -> UnshardError:
     """Return the error for a folder without a checkpoint."""
     if folder.outside:
         target = Path(os.path.realpath(folder.path / folder.outside[0]))
@@ -142,6 +142,13 @@ def _nothing(folder: Folder) -> UnshardError:
             saw=listed([f"`{name}`" for name in folder.outside]),
             hint=f"Give the place they lead to, if you trust it: {target.parent}",
         )
+    if left := _training_state(folder, tree):
+        return TrainingStateError(
+            folder.path,
+            "holds training state and no model",
+            saw=listed(left, at_most=5),
+            hint="The folders of the model are not there. Copy them from where they were written.",
+        )
     names = [*(f"{name}/" for name in folder.folders), *folder.files]
     return UnknownLayoutError(
         folder.path,
@@ -150,6 +157,16 @@ def _nothing(folder: Folder) -> UnshardError:
         expected="files of torch.save (.pt, .pth, .bin, .ckpt), safetensors, or a known layout",
         hint=beside(folder.path.parent) or "Give the folder that training wrote, or a file in it.",
     )
+
+
+def _training_state(folder: Folder, tree: Tree) -> list[str]:
+    """Return the files and folders of training state in a folder and below it."""
+    return [
+        f"`{tree.relative(place.path / name)}`"
+        for place in (folder, *tree.below(folder))
+        for name in (*place.files, *place.folders)
+        if training_kind(name)
+    ]
 
 
 def beside(folder: Path, *, apart_from: Path | None = None) -> str | None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unshard.checkpoint import BaseHint, Checkpoint, Extra, TrainingParameters
+from unshard.checkpoint import BaseHint, Checkpoint, Extra, Layout, TrainingParameters
 from unshard.errors import InputError
 from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder, Tree
+from unshard.readers.steps import split_words
 from unshard.readers.training_files import describe_training_files
 from unshard.readers.training_parameters import base_names, find_training_parameters
 from unshard.sizes import format_size
@@ -36,16 +37,37 @@ def with_surroundings(checkpoint: Checkpoint, tree: Tree) -> Checkpoint:
     place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     folder = tree.look_into(place)
     training, findings = find_training_parameters(tree.upwards(place))
-    beside = tuple(describe_training_files(folder))
+    step = _folders_of_step(folder, tree)
+    beside = tuple(extra for place in step for extra in describe_training_files(place))
     return replace(
         checkpoint,
         root=tree.roots[0],
         training=training,
+        layout=_with_writer(checkpoint.layout, step),
         extras=(*checkpoint.extras, *beside),
         base_hints=(*checkpoint.base_hints, *_base_hints(folder, tree, training)),
         side_files=_side_files(folder, tree),
         findings=(*checkpoint.findings, *findings, *_left_out(beside)),
     )
+
+
+def _folders_of_step(folder: Folder, tree: Tree) -> list[Folder]:
+    """Return the folder of the tensors, and the one above it where that is the folder of the step.
+
+    accelerate and others put the model, the optimizer and the rest of a step into folders of their own.
+    """
+    above = list(itertools.islice(tree.upwards(folder.path), 2))
+    numbered = [bool(split_words(place.path.name)[1]) for place in above]
+    return above if numbered == [False, True] else [folder]
+
+
+def _with_writer(layout: Layout, step: Sequence[Folder]) -> Layout:
+    """Return the layout, written by the Trainer where its state lies beside what accelerate wrote."""
+    name = "trainer_state.json"
+    if layout.writer == "accelerate" and any(name in place.files for place in step):
+        evidence = (*layout.evidence, f"`{name}` lies beside it")
+        return replace(layout, writer="Hugging Face Trainer", evidence=evidence)
+    return layout
 
 
 def _left_out(beside: tuple[Extra, ...]) -> Iterator[Finding]:
