@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,11 +11,13 @@ from unshard.base import find_base
 from unshard.checkpoint import Checkpoint, Step
 from unshard.checks.completeness import check_completeness, completeness_evidence
 from unshard.checks.inference_files import check_inference_files
+from unshard.checks.places import check_places
 from unshard.errors import IncompleteCheckpointError
 from unshard.findings import Finding, Severity
 from unshard.match import with_shapes_to_show
 from unshard.readers import Places, as_paths
 from unshard.readers.opening import OpenedStep, open_steps
+from unshard.sizes import counted
 
 Verdict = Literal["whole", "incomplete", "unreadable"]
 
@@ -87,19 +90,21 @@ def check(
     steps = open_steps(as_paths(path), step=step, select=select)
     opened = [_with_shapes(one, base) for one in steps]
     asked = next(one for one in opened if one.is_chosen)
-    whole = [one for one in opened if one.checkpoint is not None]
+    misplaced = check_places(asked.checkpoint) if asked.checkpoint else ()
+    whole = [one for one in opened if one.checkpoint is not None and not (one is asked and misplaced)]
     within_reach = [one for one in whole if one.numbers <= asked.numbers] if step is None else []
-    taken = asked if asked.checkpoint is not None else max(within_reach, key=_numbers, default=None)
+    taken = asked if asked in whole else max(within_reach, key=_numbers, default=None)
     known = taken.checkpoint if taken is not None else None
     about_base, reference = _about_base(known, base)
     return Diagnosis(
         path=asked.step.path,
         layout=asked.checkpoint.layout.title if asked.checkpoint else asked.title,
-        steps=tuple(map(_verdict, opened)),
+        steps=tuple(_verdict(one, misplaced if one is asked else ()) for one in opened),
         taken=None if taken is None else taken.step.path,
         base=reference,
         findings=(
             *check_completeness(asked.error),
+            *misplaced,
             *(asked.checkpoint.findings if asked.checkpoint else ()),
             *about_base,
         ),
@@ -122,8 +127,11 @@ def _numbers(one: OpenedStep) -> tuple[int, ...]:
     return one.numbers
 
 
-def _verdict(one: OpenedStep) -> StepVerdict:
+def _verdict(one: OpenedStep, misplaced: Sequence[Finding]) -> StepVerdict:
     missing = check_completeness(one.error)
+    if misplaced:
+        what = f"{counted(len(misplaced), 'file')} without the parts that should lie there"
+        return StepVerdict(one.step, one.place, "unreadable", what, 0)
     if one.checkpoint is not None:
         return StepVerdict(one.step, one.place, "whole", completeness_evidence(one.checkpoint), 0)
     assert one.error is not None

@@ -47,6 +47,11 @@ def format_size(count: int) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 tensor, 201 tensors."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_count(count: int) -> str:
     """Return a large count as people say it: 1.10 B, 135 M, 272."""
     for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):

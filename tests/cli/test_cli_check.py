@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import unshard as package
 from command_line import Unshard
+from dcp_folders import HandWriter
 from step_folders import PARTS, write_step
 
 
@@ -82,3 +84,21 @@ def test_a_checkpoint_of_several_nodes_is_checked_as_one(unshard: Unshard, run: 
 
 def test_a_folder_that_holds_nothing_is_an_error(unshard: Unshard, tmp_path: Path) -> None:
     assert unshard("check", tmp_path).code == 1
+
+
+def test_exchanged_files_of_dcp_are_found(unshard: Unshard, tmp_path: Path) -> None:
+    writer = HandWriter(tmp_path / "step-3", ranks=2)
+    for name, rows in (("a", 8), ("b", 12)):
+        tensor = torch.arange(rows * 3.0).reshape(rows, 3)
+        half = rows // 2
+        writer.add(f"model.{name}", tensor, [((0, 0), (half - 1, 3)), ((half - 1, 0), (rows - half + 1, 3))])
+    folder = writer.finish()
+    assert unshard("check", tmp_path, "--fail-on", "error").code == 0
+    paths = [folder / f"__{rank}_0.distcp" for rank in range(2)]
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, reversed(contents), strict=True):
+        path.write_bytes(content.ljust(max(map(len, contents)), b"\0"))
+    said = unshard("check", tmp_path)
+    assert said.code == 3
+    assert "step 3 unreadable: 2 files" in said.words
+    assert "exchanged with that of another rank" in said.words

@@ -186,16 +186,15 @@ def test_replicas_hold_what_is_kept(tmp_path: Path) -> None:
         assert replica.kept.place != replica.other.place
 
 
-def test_replicas_that_are_known_to_differ_are_told(tmp_path: Path) -> None:
+def test_replicas_that_are_known_to_differ_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path, 2, 2, place=hybrid)
     other = {name: tensor + 1 for name, tensor in STATE.items()}
     later = write_dtensors(other, tmp_path / "later", mesh_shape=(2, 2), place=hybrid)
     shutil.copy(rank_file(later, 2), folder)
-    checkpoint = opened(folder)
-    assert read_values(checkpoint.tensors) == true_values(STATE)
-    told = next(found for found in checkpoint.findings if found.code == "U109")
-    assert "`a.weight` in model_world_size_4_rank_0.pt, model_world_size_4_rank_2.pt" in told.saw
-    assert len(checkpoint.replicas) == 3
+    with pytest.raises(UnsafeFileError, match="parts lie in several files, and differ") as caught:
+        opened(folder)
+    assert "`a.weight` in model_world_size_4_rank_0.pt, model_world_size_4_rank_2.pt" in caught.value.message
+    assert "keep the files of one of them only" in str(caught.value.hint)
 
 
 def test_files_whose_names_were_exchanged_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ from unshard import inspect
 from unshard.base import find_base
 from unshard.checkpoint import Checkpoint
 from unshard.conversion import convert
-from unshard.errors import BaseModelError, IncompleteCheckpointError, UnsafeFileError
+from unshard.errors import (
+    BaseModelError,
+    IncompleteCheckpointError,
+    UnsafeFileError,
+    VerificationError,
+)
 from unshard.match import with_shapes
 
 RANKS = 3
@@ -324,3 +329,16 @@ def test_the_class_of_the_model_tells_shapes_where_no_weights_do(
     (tmp_path / "model" / shard(2)).unlink()
     with pytest.raises(IncompleteCheckpointError, match="of 515 of `"):
         convert(tmp_path / "model", tmp_path / "other", dtype="keep", durable=False)
+
+
+def test_a_part_that_is_there_twice_is_compared_though_nobody_asked(tmp_path: Path) -> None:
+    tensor = torch.arange(12.0).reshape(4, 3)
+    for rank, copy in ((1, tensor), (2, tensor)):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        save_shard(tmp_path / "run" / shard(rank), {"a": (copy, [0, 0])})
+    done = convert(tmp_path / "run", tmp_path / "out", accept_inferred_shapes=True)
+    assert done.proof[0].name == "replicas"
+    save_shard(tmp_path / "run" / shard(2), {"a": (tensor + 1, [0, 0])})
+    with pytest.raises(VerificationError, match="copies of `a` that differ"):
+        convert(tmp_path / "run", tmp_path / "other", accept_inferred_shapes=True)
+    assert not (tmp_path / "other").exists()

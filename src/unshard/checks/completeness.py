@@ -5,6 +5,7 @@ from __future__ import annotations
 from unshard.checkpoint import Checkpoint
 from unshard.errors import IncompleteCheckpointError, InputError
 from unshard.findings import Finding, finding
+from unshard.sizes import counted
 
 
 def check_completeness(error: InputError | None) -> tuple[Finding, ...]:
@@ -25,7 +26,10 @@ def check_completeness(error: InputError | None) -> tuple[Finding, ...]:
 def completeness_evidence(checkpoint: Checkpoint) -> str:
     """Return, in numbers, what was held against what is there when a checkpoint was opened."""
     pieces = sum(len(tensor.pieces) for tensor in checkpoint.tensors.values())
-    parts = f"{len(checkpoint.tensors):,} tensors in {pieces:,} pieces of {len(checkpoint.files):,} files"
+    parts = (
+        f"{counted(len(checkpoint.tensors), 'tensor')} in {counted(pieces, 'piece')}"
+        f" of {counted(len(checkpoint.files), 'file')}"
+    )
     if any(found.code == "U114" for found in checkpoint.findings):
         return f"{parts}: as far as can be told without the shapes of a base"
     return f"{parts}: every piece lies in its file, and every element is there exactly once"

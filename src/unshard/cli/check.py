@@ -10,7 +10,6 @@ import click
 from unshard.cli.options import base_option, json_option, paths_argument, quiet_option, which_checkpoint
 from unshard.cli.printing import (
     command,
-    counted,
     echo,
     echo_commands,
     echo_findings,
@@ -18,7 +17,7 @@ from unshard.cli.printing import (
     echo_rows,
     plain,
 )
-from unshard.sizes import format_size
+from unshard.sizes import counted, format_size
 
 if TYPE_CHECKING:
     from unshard.diagnosis import Diagnosis, StepVerdict

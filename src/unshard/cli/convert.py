@@ -16,14 +16,12 @@ from unshard.cli.options import (
     inferred_shapes_option,
     json_option,
     offline_option,
-    paths_argument,
     quiet_option,
     which_checkpoint,
     workers_option,
 )
 from unshard.cli.printing import (
     command,
-    counted,
     echo,
     echo_commands,
     echo_findings,
@@ -33,7 +31,7 @@ from unshard.cli.printing import (
     plain,
 )
 from unshard.cli.progress_bar import progress_bar
-from unshard.sizes import format_size
+from unshard.sizes import counted, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +46,7 @@ _SHOWN_ALIKE = 4
 
 
 @click.command(short_help="Write a complete, verified model.")
-@paths_argument
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
 @click.option(
@@ -109,6 +107,8 @@ def convert(
     OUT holds the tensors, the base's configuration (edited only where the tensors prove it wrong),
     tokenizer, generation settings and chat template, and a manifest. It appears whole or not at all.
     """
+    if not paths:  # of a single argument, click makes OUT
+        raise click.UsageError("Missing argument 'OUT': where to write the model.")
     from unshard.conversion import Settings, carry_out
     from unshard.preparation import plan_conversion
 

@@ -10,7 +10,6 @@ import click
 from unshard.cli.options import base_option, json_option, paths_argument, which_checkpoint
 from unshard.cli.printing import (
     command,
-    counted,
     echo,
     echo_commands,
     echo_findings,
@@ -19,7 +18,7 @@ from unshard.cli.printing import (
     plain,
     plain_lines,
 )
-from unshard.sizes import format_count, format_size
+from unshard.sizes import counted, format_count, format_size
 
 if TYPE_CHECKING:
     from unshard.inspection import Inspection

@@ -35,11 +35,6 @@ def plain_lines(lines: Iterable[str]) -> list[str]:
     return [plain(line) for line in lines if line]
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 tensor, 201 tensors."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def command(*words: object) -> str:
     """Return a command line that a person can paste."""
     return " ".join(shlex.quote(str(word)) for word in words)

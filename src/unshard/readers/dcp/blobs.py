@@ -37,6 +37,10 @@ from unshard.storage.files import InputFile
 from unshard.tensors import FileSource, Source
 
 _HEAD_BYTES = 32
+_HINT_EXCHANGED = (
+    "The file may be damaged, exchanged with that of another rank, or of another save: copy all files of the"
+    " step again."
+)
 _MOST_OVERHEAD = 1 << 20  # of an archive, beside its tensor; really a few KiB
 
 
@@ -118,6 +122,8 @@ def look_into(blob: Blob) -> Found:
             return _member(blob)
     except InputError as error:
         error.subject = blob.subject
+        if not isinstance(error, UnsupportedLayoutError):
+            error.hint = _HINT_EXCHANGED
         raise
     raise _explained(blob, head)
 

@@ -176,12 +176,14 @@ class FlatUnits:
 
     def _unordered(self, said_by: str) -> BaseModelError:
         saw = f"names and shapes from {said_by}, and no names of modules in the files"
+        hint = 'The class of the model may tell it: pip install "unshard[hf]"'
         if self.modules:
             saw = f"{len(self.modules)} modules in the files, not those of {said_by}"
+            hint = "The base is of another model: name the one that training started from with --base"
         return BaseModelError(
             self.subject,
             "holds flat parameters, and the order of the parameters in them is not known",
             saw=saw,
             expected="the order in which the model registers them",
-            hint=f'The class of the model may tell it: pip install "unshard[hf]". {_SAVE}.',
+            hint=f"{hint}. {_SAVE}.",
         )

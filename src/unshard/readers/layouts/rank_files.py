@@ -39,7 +39,7 @@ from unshard.readers.rendering import listed
 from unshard.readers.steps import split_names
 from unshard.readers.torch_save.torch_state import ChosenModel
 from unshard.readers.training_files import training_kind
-from unshard.sizes import format_size
+from unshard.sizes import counted, format_size
 from unshard.storage.files import InputFile
 
 
@@ -132,7 +132,7 @@ def _told_of_left_out(candidate: Candidate, ranks: Ranks) -> Iterator[Finding]:
 
 def _layout(ranks: Ranks, states: Sequence[RankState], folder: Folder) -> Layout:
     kinds = dict.fromkeys(t.kind for state in states for t in state.distributed.values())
-    evidence = [f"`{next(iter(ranks.files.values()))}` and its like: files of {len(ranks.files)} ranks"]
+    evidence = [f"`{next(iter(ranks.files.values()))}` and its like: of {counted(len(ranks.files), 'rank')}"]
     writer = None
     if ranks.world_size is not None:
         writer = "verl"
@@ -142,6 +142,6 @@ def _layout(ranks: Ranks, states: Sequence[RankState], folder: Folder) -> Layout
         writer = "accelerate"
     if kinds:
         evidence.append(f"parts of {' and '.join(kinds)}s")
-    count = "1 file" if len(ranks.files) == 1 else f"{len(ranks.files)} files"
-    title = f"one file per rank: {count} of {' and '.join(kinds) or 'plain tensor'}s"
+    what = " and ".join(kinds) or "plain tensor"
+    title = f"one file per rank: {counted(len(ranks.files), 'file')} of {what}s"
     return Layout("rank-files", title, writer, tuple(evidence))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unshard.checkpoint import Checkpoint, Extra, Layout
-from unshard.errors import IncompleteCheckpointError, UnsupportedLayoutError
+from unshard.errors import IncompleteCheckpointError, UnsafeFileError, UnsupportedLayoutError
 from unshard.findings import Finding, finding
 from unshard.readers.distributed.gaps import find_gaps, find_missing, incomplete
 from unshard.readers.distributed.parts import DistributedTensor
@@ -23,6 +23,7 @@ from unshard.readers.torch_save.torch_state import (
     told_of_classes,
     told_of_training,
 )
+from unshard.sizes import counted
 from unshard.storage.checksums import Checksum, Checksums
 
 # What BatchNorm counts on every rank for itself; a gathered state dict has rank 0's.
@@ -50,7 +51,7 @@ def assemble(ranks: Ranks, states: Sequence[RankState], path: Path, layout: Layo
     return Checkpoint(
         path=path,
         root=ranks.folder,
-        layout=layout,
+        layout=layout if flat is None else _of_flat_parameters(layout, ranks),
         tensors=united.tensors,
         container=states[0].container,
         selected=states[0].selected,
@@ -63,6 +64,11 @@ def assemble(ranks: Ranks, states: Sequence[RankState], path: Path, layout: Layo
         classes=foreign_classes(_classes(states)),
         findings=tuple(_findings(ranks, states, united, world_size)),
     )
+
+
+def _of_flat_parameters(layout: Layout, ranks: Ranks) -> Layout:
+    title = f"flat parameters of FSDP1, one file per rank: {counted(len(ranks.files), 'file')}"
+    return replace(layout, name="flat-parameters", title=title)
 
 
 def _describe_flat(ranks: Ranks, states: Sequence[RankState], world_size: int | None) -> FlatState | None:
@@ -98,9 +104,18 @@ def _unproven(ranks: Ranks, world_size: int | None, states: Sequence[RankState])
 
 
 def _require_equal(states: Sequence[RankState], united: United, ranks: Ranks) -> None:
-    """Raise where plain tensors of one name differ, and are none that every rank keeps for itself."""
+    """Raise where copies of one part differ, and are none that every rank keeps for itself."""
     plain = {n for s in states for n, t in s.tensors.items() if not isinstance(t, DistributedTensor)}
-    wrong = [n for n in united.differing if n in plain and not _COUNTED_BY_EACH.fullmatch(n)]
+    if mixed := [n for n in united.differing if n not in plain]:
+        raise UnsafeFileError(
+            ranks.folder,
+            f"holds {counted(len(mixed), 'tensor')} of which parts lie in several files, and differ there",
+            saw=listed([f"`{cut(n)}` in {listed(united.differing[n])}" for n in mixed]),
+            expected="equal copies, as replicas have",
+            hint="Some files are of another save; then copy all of them again. If replicas drifted apart in"
+            " training, keep the files of one of them only.",
+        )
+    wrong = [n for n in united.differing if not _COUNTED_BY_EACH.fullmatch(n)]
     if wrong:
         raise UnsupportedLayoutError(
             ranks.folder,

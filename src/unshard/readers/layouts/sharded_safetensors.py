@@ -33,6 +33,7 @@ from unshard.readers.rendering import listed
 from unshard.readers.selection import select_model
 from unshard.readers.weights.boxed_tensors import Absent, unite_boxes
 from unshard.readers.weights.sharding_info import describe_boxes
+from unshard.sizes import counted
 from unshard.storage.files import InputFile
 
 _SHARD = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
@@ -124,7 +125,8 @@ def _absent(shards: Sequence[_Shard]) -> Absent:
 
 def _layout(folder: Folder, shards: Sequence[_Shard]) -> Layout:
     ranks = len({shard.rank for shard in shards})
-    evidence = [f"`{shards[0].name}` and its like: {len(shards)} files of {ranks} ranks"]
+    parts = f"{counted(len(shards), 'file')} of {counted(ranks, 'rank')}"
+    evidence = [f"`{shards[0].name}` and its like: {parts}"]
     writer = None
     if (folder.path / _AUTOMODEL).is_dir():
         writer = "NeMo Automodel"
@@ -132,7 +134,7 @@ def _layout(folder: Folder, shards: Sequence[_Shard]) -> Layout:
     elif "config.json" in folder.files:
         writer = "transformers"
         evidence.append("`config.json` lies beside it")
-    title = f"safetensors sharded by PyTorch DCP: {len(shards)} files of {ranks} ranks"
+    title = f"safetensors sharded by PyTorch DCP: {parts}"
     return Layout("sharded-safetensors", title, writer, tuple(evidence))
 
 
