@@ -92,7 +92,7 @@ def verify(
             "cannot be verified by itself",
             saw="; ".join(f"{level.name}: {level.evidence[0]}" for level in levels),
             hint="Name the checkpoint it was made from with --against."
-            if written.layout.is_model_folder
+            if written.layout.is_model_folder or not written.path.is_dir()
             else "Convert it first: unshard convert. To see whether all of it is there: unshard check.",
         )
     return Verification(target, all(level.verdict != "differs" for level in levels), levels)
