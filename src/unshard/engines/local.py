@@ -21,6 +21,7 @@ from unshard.progress import Progress
 from unshard.storage.checksums import crc32_of_parts
 from unshard.storage.files import InputFile
 from unshard.tensors import DescribedTensor, Run, element_count
+from unshard.tensors.boxes import row_ranges
 
 # What a worker takes at a time: large enough that taking costs nothing, small enough to share.
 _PIECE_BYTES = 8 << 20
@@ -157,6 +158,14 @@ def _aligned_ranges(
         start = end
 
 
+def _blocks(placement: Placement, start: int, stop: int, scratch_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut elements `start` to `stop` into what is read at a time."""
+    tensor = placement.tensor
+    if isinstance(tensor, DescribedTensor):
+        return row_ranges(tensor.shape, start, stop, scratch_bytes // tensor.dtype.itemsize)
+    return _aligned_ranges(placement, start, stop, _COMPUTED_BYTES)
+
+
 def _write_piece(
     file: _FileInProgress, placement: Placement, start: int, stop: int, scratch: memoryview
 ) -> Iterator[int]:
@@ -172,8 +181,7 @@ def _write_piece(
             yield from file.written.copy(run, offset, scratch)
             offset += run.length
     else:
-        room = len(scratch) if isinstance(placement.tensor, DescribedTensor) else _COMPUTED_BYTES
-        for first, last in _aligned_ranges(placement, start, stop, room):
+        for first, last in _blocks(placement, start, stop, len(scratch)):
             block = scratch[: (last - first) * size]
             placement.tensor.read(first, last, block)
             if sealed:

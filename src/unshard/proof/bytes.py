@@ -90,7 +90,7 @@ def verify_bytes(
         progress: Told the bytes of the output that are compared, and those that are only checked.
 
     Memory:
-        5 MiB for every worker.
+        7 MiB for every worker.
 
     Raises:
         DamagedFileError: The source disagrees with its checksums, all of them named; or a file is

@@ -12,11 +12,13 @@ from typing import NamedTuple
 from unshard.dtypes import DType
 from unshard.storage.checksums import Checksum, crc32_of_parts
 from unshard.tensors import CastTensor, Tensor, cast_block
-from unshard.tensors.boxes import row_major_strides
+from unshard.tensors.boxes import row_major_strides, row_ranges
 
-# Read at a time: small enough that both sides are still in the cache when they are compared, and
-# large enough that what Python does for every block does not count.
-_BLOCK_BYTES = 1 << 20
+# Read at a time: large enough that a tensor in columns is read in long stretches of each piece, and what
+# Python does for every block does not count.
+_BLOCK_BYTES = 2 << 20
+# Where the source is cast, there are three blocks, and all should be in the cache when they are compared.
+_CAST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self.source = bytearray(_BLOCK_BYTES)
-        self.cast = bytearray(_BLOCK_BYTES)
+        self.cast = bytearray(_CAST_BYTES)
         self.actual = bytearray(_BLOCK_BYTES)
 
 
@@ -181,10 +183,10 @@ class TensorPass:
         hasher = hashlib.sha256() if self.hashed else None
         size = self.actual.dtype.itemsize
         source_size = self.source.dtype.itemsize if self.source else size
-        step = _BLOCK_BYTES // max(size, source_size)
+        block = _BLOCK_BYTES if self.expected is self.source else _CAST_BYTES
+        most = block // max(size, source_size)
         sums = _Sums(self._segments, start, stop, source_size)
-        for first in range(start, stop, step):
-            last = min(stop, first + step)
+        for first, last in row_ranges(self.actual.shape, start, stop, most):
             actual = memoryview(buffers.actual)[: (last - first) * size]
             self.actual.read(first, last, actual)
             if hasher is not None:

@@ -57,6 +57,20 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def row_ranges(shape: Sequence[int], start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut elements `start` to `stop` of `shape` into ranges of at most `most`, which end as rows do.
+
+    A range that begins and ends between rows is one box. Where a row of the first dimension is longer
+    than `most`, rows of the next one are what counts, and so on.
+    """
+    unit = next((stride for stride in row_major_strides(shape) if stride <= most), 1)
+    while start < stop:
+        end = (start + most) // unit * unit
+        end = min(stop, end if end > start else start + most)
+        yield start, end
+        start = end
+
+
 def split_range(shape: Sequence[int], start: int, stop: int) -> list[Box]:
     """Return the boxes, in row-major order, that together are elements `start` to `stop` of `shape`.
 
