@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from awkward import read_values, true_values
-from dcp_folders import HandWriter, tiles
 from reader_suite import opened
 
+from dcp_folders import HandWriter, tiles
 from unshard.errors import InputError
 
 CHANGES = 1500

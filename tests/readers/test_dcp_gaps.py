@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from awkward import read_values, true_values
-from dcp_folders import HandWriter, read_metadata, save, whole, write_metadata
 from reader_suite import opened
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from dcp_folders import HandWriter, read_metadata, save, whole, write_metadata
 from unshard.errors import IncompleteCheckpointError, UnsafeFileError
 from unshard.findings import Finding, Severity
 from unshard.readers import open_checkpoint

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from dcp_folders import HandWriter, class_paths, pickled_as, read_metadata, save, tiles
 
+from dcp_folders import HandWriter, class_paths, pickled_as, read_metadata, save, tiles
 from unshard.errors import DamagedFileError, InputError, UnsafeFileError
 from unshard.readers.dcp.metadata_file import read_metadata as read_metadata_file
 from unshard.readers.dcp.metadata_file import read_tables_here
