@@ -35,13 +35,11 @@ class Held:
 
 def held_by_file(rows: Sequence[TensorRow], numbers: Sequence[np.ndarray]) -> dict[int, Held]:
     """Return what every file holds, by its number; files that hold nothing of the model are absent."""
-    import numpy as np
-
     tensors: dict[int, list[str]] = {}
     stops: dict[int, int] = {}
     for row, one in zip(rows, numbers, strict=True):
         places = one[one[:, -PLACE_FIELDS] != NOWHERE]
-        for file in np.unique(places[:, -4]).tolist():
+        for file in sorted(set(places[:, -4].tolist())):  # np.unique would import more of numpy
             tensors.setdefault(file, []).append(row.name)
         for file, start, length, _ in places[:, -PLACE_FIELDS:].tolist():
             stops[file] = max(stops.get(file, 0), start + length)
