@@ -100,5 +100,5 @@ def test_exchanged_files_of_dcp_are_found(unshard: Unshard, tmp_path: Path) -> N
         path.write_bytes(content.ljust(max(map(len, contents)), b"\0"))
     said = unshard("check", tmp_path)
     assert said.code == 3
-    assert "step 3 unreadable: 2 files" in said.words
+    assert "step 3 unreadable" in said.words
     assert "exchanged with that of another rank" in said.words

@@ -71,7 +71,7 @@ def _rows(result: Diagnosis) -> list[tuple[str, object]]:
     taken = "none: no step is whole" if result.taken is None else plain(result.taken)
     return [
         ("layout", plain(result.layout)),
-        *((_label(one), f"{one.verdict}: {_verdict(one)}") for one in result.steps),
+        *((_label(one), f"{one.verdict}: {_verdict(one, result.path)}") for one in result.steps),
         ("base", _base(result)),
         ("convert takes", taken),
     ]
@@ -87,11 +87,12 @@ def _label(one: StepVerdict) -> str:
     return "this" if one.step.number is None else f"step {one.step.number}"
 
 
-def _verdict(one: StepVerdict) -> str:
-    if one.verdict == "incomplete" and one.missing > 1:
-        return f"{counted(one.missing, 'gap')}; {plain(one.evidence)}"
-    size = f" ({format_size(one.step.size)})" if one.verdict == "whole" else ""
-    return f"{plain(one.evidence)}{size}"
+def _verdict(one: StepVerdict, checked: Path) -> str:
+    if one.verdict == "whole":
+        return f"{plain(one.evidence)} ({format_size(one.step.size)})"
+    if one.step.path == checked:
+        return f"{counted(one.missing, 'gap')}, told below" if one.missing else "told below"
+    return plain(one.evidence)
 
 
 def _next(result: Diagnosis, paths: tuple[Path, ...], base: str | None, step: int | None) -> str:
