@@ -35,9 +35,10 @@ save_file(state, out + "/model.safetensors", metadata={"format": "pt"})
 """
 
 CONSOLIDATE = """
-import json, sys
+import json, os, sys
 from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
 checkpoint, out, header = sys.argv[1:]
+os.mkdir(out)
 with open(header, "rb") as file:
     names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
 names = dict.fromkeys((name for name in names if name != "__metadata__"), 1)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -64,6 +65,9 @@ class _TerminatedError(KeyboardInterrupt):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     words = [_as_path(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    # Describing a checkpoint makes very many small objects and hardly a cycle: looking for them after
+    # every 700 objects takes a tenth of the time.
+    gc.set_threshold(100_000, 20, 20)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = commands.main(words, prog_name="unshard", standalone_mode=False)
