@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from unshard.findings import Finding
+from unshard.findings import Finding, finding
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 from unshard.tensors import Box, DescribedTensor, Source
@@ -110,6 +110,14 @@ class Replica:
     box: Box
     kept: Source
     other: Source
+
+
+def told_of_replicas(path: Path, replicas: Sequence[Replica]) -> list[Finding]:
+    """Return what a person should know of parts that lie in several places, if there are any."""
+    if not replicas:
+        return []
+    saw = f"{len(replicas):,} parts are there again, and read from one place"
+    return [finding("U116", subject=path.name, saw=saw, remedy="Compare them: --compare-replicas")]
 
 
 @dataclass(frozen=True, slots=True)

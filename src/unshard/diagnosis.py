@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +94,7 @@ def check(
     misplaced = check_places(asked.checkpoint) if asked.checkpoint else ()
     whole = [one for one in opened if one.checkpoint is not None and not (one is asked and misplaced)]
     within_reach = [one for one in whole if one.numbers <= asked.numbers] if step is None else []
-    taken = asked if asked in whole else max(within_reach, key=_numbers, default=None)
+    taken = asked if asked in whole else max(within_reach, key=attrgetter("numbers"), default=None)
     known = taken.checkpoint if taken is not None else None
     about_base, reference = _about_base(known, base)
     return Diagnosis(
@@ -121,10 +122,6 @@ def _with_shapes(one: OpenedStep, base: str | Path | None) -> OpenedStep:
         return replace(one, checkpoint=with_shapes_to_show(one.checkpoint, found))
     except IncompleteCheckpointError as error:
         return replace(one, checkpoint=None, error=error)
-
-
-def _numbers(one: OpenedStep) -> tuple[int, ...]:
-    return one.numbers
 
 
 def _verdict(one: OpenedStep, misplaced: Sequence[Finding]) -> StepVerdict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from unshard.base import Base, ExpectedTensor
 from unshard.base.configuration import Config
-from unshard.checkpoint import Checkpoint, Shaped
+from unshard.checkpoint import Checkpoint, Shaped, told_of_replicas
 from unshard.dtypes import DTYPES
 from unshard.errors import BaseModelError
 from unshard.findings import Finding, finding
@@ -79,18 +79,18 @@ def _sentence(error: BaseModelError) -> str:
 
 def _completed(checkpoint: Checkpoint, shaped: Shaped, *more: Finding) -> Checkpoint:
     own = {name: (checkpoint.path.name, name) for name in shaped.tensors}
-    if shaped.replicas:
-        saw = f"{len(shaped.replicas):,} parts are there again, and read from one place"
-        remedy = "Compare them: --compare-replicas"
-        told = finding("U116", subject=checkpoint.path.name, saw=saw, remedy=remedy)
-        more = (*more, told)
     return replace(
         checkpoint,
         tensors={**shaped.tensors, **checkpoint.tensors},
         storages={**own, **checkpoint.storages},
         replicas=(*checkpoint.replicas, *shaped.replicas),
         unshaped=None,
-        findings=(*checkpoint.findings, *shaped.findings, *more),
+        findings=(
+            *checkpoint.findings,
+            *shaped.findings,
+            *more,
+            *told_of_replicas(checkpoint.path, shaped.replicas),
+        ),
     )
 
 

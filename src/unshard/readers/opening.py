@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unshard.checkpoint import Checkpoint, Step
+from unshard.checkpoint import Checkpoint, Step, told_of_replicas
 from unshard.errors import (
     IncompleteCheckpointError,
     InputError,
@@ -50,7 +50,8 @@ def open_checkpoint(
     taken, checkpoint, passed_over = _newest_whole(run, select)
     told = (*passed_over, *_others_told(taken, run), *_unread_told(taken, run))
     checkpoint = with_surroundings(checkpoint, run.tree)
-    told = (*told, *_replicas_told(checkpoint))
+    if not any(found.code == "U116" for found in checkpoint.findings):  # its reader has told more
+        told = (*told, *told_of_replicas(checkpoint.path, checkpoint.replicas))
     return replace(checkpoint, steps=tuple(f.step for f in run.steps), findings=(*told, *checkpoint.findings))
 
 
@@ -190,15 +191,6 @@ def _others_told(taken: Found, run: Run) -> list[Finding]:
     if companions := [f.place for f in like_it if f not in without_companions(like_it)]:
         told.append(finding("U108", subject=taken.place, saw=listed(companions, at_most=5)))
     return told
-
-
-def _replicas_told(checkpoint: Checkpoint) -> list[Finding]:
-    """Tell of parts that lie in several places, where the reader of the layout has not."""
-    if not checkpoint.replicas or any(found.code == "U116" for found in checkpoint.findings):
-        return []
-    saw = f"{len(checkpoint.replicas):,} parts are there again, and read from one place"
-    remedy = "Compare them: --compare-replicas"
-    return [finding("U116", subject=checkpoint.path.name, saw=saw, remedy=remedy)]
 
 
 def _unread_told(taken: Found, run: Run) -> list[Finding]:

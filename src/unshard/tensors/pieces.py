@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unshard.tensors.boxes import Box, box_ranges, row_major_strides, split_range
 from unshard.tensors.sources import Run, Source
-from unshard.tensors.strided import contiguous_stretch
+from unshard.tensors.strided import SHORTEST_RUN_BYTES, contiguous_stretch
 
 if TYPE_CHECKING:
     import numpy as np
 
 # What is scattered at a time: half of what a core's nearest large cache holds.
 _SCRATCH_BYTES = 512 << 10
-# Runs that are shorter on average cost more to copy one by one than to read together.
-_SHORTEST_RUN_BYTES = 64 << 10
 
 _scratch = threading.local()
 
@@ -189,7 +187,7 @@ def runs_of_parts(parts: Iterator[Part], itemsize: int) -> list[Run] | None:
             found.append((position, runs))
             start += length
     joined = _joined(run for _, runs in sorted(found, key=itemgetter(0)) for run in runs)
-    is_short = sum(run.length for run in joined) < len(joined) * _SHORTEST_RUN_BYTES
+    is_short = sum(run.length for run in joined) < len(joined) * SHORTEST_RUN_BYTES
     return None if is_short and len(joined) > 1 else joined
 
 
@@ -198,7 +196,7 @@ def _stretches(part: Part, itemsize: int) -> Iterable[tuple[int, int]] | None:
     if part.inside is None:
         return [(part.position, part.stop - part.start)]
     length = contiguous_stretch(part.inside.shape, row_major_strides(part.row))
-    if length * itemsize < _SHORTEST_RUN_BYTES:
+    if length * itemsize < SHORTEST_RUN_BYTES:
         return None
     box = Box((0, *part.inside.start), (part.rows, *part.inside.stop))
     return ((part.position + a, b - a) for a, b in box_ranges((part.rows, *part.row), box))

@@ -15,10 +15,7 @@ from typing import Literal, Protocol
 from unshard.dtypes import DType
 from unshard.storage.files import InputFile
 from unshard.tensors.boxes import row_major_strides
-from unshard.tensors.strided import contiguous_stretch, gather, is_contiguous, stretches
-
-# Shorter runs cost more to copy one by one than to gather through a buffer.
-_SHORTEST_RUN_BYTES = 64 << 10
+from unshard.tensors.strided import SHORTEST_RUN_BYTES, contiguous_stretch, gather, is_contiguous, stretches
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ class FileSource:
             length = (stop - start) * size
             return [Run(self.file, self.offset + start * size, length)] if length else []
         inner = contiguous_stretch(self.shape, self.strides)
-        if inner * size < _SHORTEST_RUN_BYTES:
+        if inner * size < SHORTEST_RUN_BYTES:
             return None
         return [
             Run(self.file, self.offset + first * size, count * size)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A strided read fetches the stretch that spans a box, at most this much at a time.
 _SPAN_BYTES = 1 << 20
+# Shorter runs cost more to copy one by one than to gather through a buffer.
+SHORTEST_RUN_BYTES = 64 << 10
 
 # Fills a buffer with elements of the sequence, from the given one on.
 Fetch = Callable[[int, memoryview], None]

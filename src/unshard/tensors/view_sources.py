@@ -12,10 +12,14 @@ from unshard.dtypes import DType
 from unshard.tensors.boxes import Box, row_major_strides
 from unshard.tensors.pieces import Piece
 from unshard.tensors.sources import FileSource, Place, Run, Source
-from unshard.tensors.strided import contiguous_stretch, gather, is_contiguous, restrided, stretches
-
-# Shorter runs cost more to copy one by one than to gather through a buffer.
-_SHORTEST_RUN_BYTES = 64 << 10
+from unshard.tensors.strided import (
+    SHORTEST_RUN_BYTES,
+    contiguous_stretch,
+    gather,
+    is_contiguous,
+    restrided,
+    stretches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class ViewSource:
         if is_contiguous(self.shape, self.strides):
             return self.whole.runs(self.offset + start, self.offset + stop)
         length = contiguous_stretch(self.shape, self.strides)
-        if length * self.dtype.itemsize < _SHORTEST_RUN_BYTES:
+        if length * self.dtype.itemsize < SHORTEST_RUN_BYTES:
             return None
         runs: list[Run] = []
         for first, count in stretches(self.shape, self.strides, start, stop, length):
