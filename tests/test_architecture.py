@@ -10,25 +10,25 @@ import unshard
 SOURCE = Path(unshard.__file__).parent
 
 LAYERS = (
-    {"errors", "findings", "dtypes", "progress", "sizes", "jsonable"},
+    {"errors", "findings", "pages", "dtypes", "progress", "sizes", "jsonable"},
     {"storage", "tensors"},
     {"checkpoint"},
     {"readers", "recipes"},
     {"base"},
-    {"match"},
+    {"match", "model_folder"},
     {"plan"},
     {"writers", "manifest"},
-    {"engines", "checks", "inference"},
+    {"engines", "measures", "checks", "inference"},
     {"proof"},
-    {"inspection", "diagnosis", "preparation", "verification"},
-    {"conversion"},
+    {"inspection", "diagnosis", "comparison", "preparation", "verification"},
+    {"conversion", "mend", "report"},
     {"demo", "cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms that are strangers to one another though they stand on one level.
 STRANGERS = (
     {"readers", "recipes"},
-    {"inspection", "diagnosis", "preparation", "verification"},
+    {"inspection", "diagnosis", "comparison", "preparation", "verification"},
     {"engines", "inference"},
 )
 TORCH_ROOMS = {"inference", "demo"}

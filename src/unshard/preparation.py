@@ -17,7 +17,15 @@ from unshard.checkpoint import Checkpoint
 from unshard.checks.inference_files import check_inference_files
 from unshard.errors import OptionError
 from unshard.jsonable import to_json
-from unshard.match import Model, answer_questions, match_model, outline_of, questions_for, with_shapes
+from unshard.match import (
+    Choices,
+    Model,
+    answer_questions,
+    match_model,
+    outline_of,
+    questions_for,
+    with_shapes,
+)
 from unshard.match.dtype_policy import require_policy
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.readers import Places, as_paths, open_checkpoint
@@ -130,7 +138,7 @@ def plan_conversion(
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
     require_outside(target, [*paths, checkpoint.path, *([found.path] if found else [])])
     checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
-    outline = outline_of(checkpoint, found)
+    outline = outline_of(checkpoint, found, Choices(dtype=dtype))
     model = match_model(outline, dtype=dtype, answers=answer_questions(questions_for(outline)))
     files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
     findings = [*checkpoint.findings, *base_findings, *model.findings]

@@ -55,6 +55,7 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     tensors = _typed(draft, dtype)
     edits = {} if base is None else _config_edits(draft, base, tensors)
     findings = (
+        *outline.restored.findings,
         *check_names(draft),
         *draft.findings,
         *_check_vocabulary(draft, tokens, tensors),
@@ -91,6 +92,7 @@ def _config_edits(draft: Draft, base: Base, tensors: Mapping[str, Tensor]) -> di
         **tie_edits(config, tied=draft.tied, diverged=draft.diverged),
         **cache_edits(config),
         **quantisation_edits(config, plain=not any(map(quantisation_kind, tensors))),
+        **draft.outline.restored.edits,
     }
 
 
@@ -103,6 +105,8 @@ def _decisions(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Decision
         for name in outline.origins(source):
             made[name].append(source)
     for name, sources in made.items():
+        if name in outline.restored.dropped:
+            yield Decision(name, None, outline.restored.dropped[name])
         for source in sources:
             if source in draft.dropped:
                 yield Decision(name, None, draft.dropped[source])
@@ -123,7 +127,7 @@ def _reasons(outline: Outline, name: str, source: str, parts: int) -> Iterator[s
         yield f"one of {parts} parts of it"
     elif together > 1:
         yield f"put together with {together - 1} more"
-    elif outline.tensors[source] is not outline.checkpoint.tensors[name]:
+    elif outline.regrouped is not None and outline.tensors[source] is not outline.restored.tensors.get(name):
         yield "two dimensions exchanged"
 
 

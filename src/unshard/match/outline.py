@@ -13,6 +13,7 @@ from unshard.match.frequencies import rotary_variants
 from unshard.match.names import Naming
 from unshard.match.needs import Account, Needs, Shape, needs_of
 from unshard.match.questions import EqualQuestion, Question, RecomputableQuestion
+from unshard.match.restoring import Choices, Restored, restore
 from unshard.match.ties import Ties, find_ties
 from unshard.recipes.leftovers import is_training_only
 from unshard.recipes.recomputable import Kind, recomputable_kind
@@ -27,8 +28,9 @@ class Outline:
         checkpoint: The checkpoint.
         base: Its base.
         needs: What the model needs, where that is known.
-        tensors: The tensors of the checkpoint, with experts taken apart or put together as the base has
-            them; "source" names one of these.
+        restored: The tensors of the checkpoint as plain parameters.
+        tensors: The same, with experts taken apart or put together as the base has them; "source" names
+            one of these.
         regrouped: How that was done, or None where it was not.
         naming: The names of the tensors in the model.
         account: How far these give what is needed, where that is known.
@@ -40,6 +42,7 @@ class Outline:
     checkpoint: Checkpoint
     base: Base | None
     needs: Needs | None
+    restored: Restored
     tensors: Mapping[str, DescribedTensor]
     regrouped: Regrouped | None
     naming: Naming
@@ -60,18 +63,25 @@ class Outline:
 
     def origins(self, source: str) -> tuple[str, ...]:
         """Return the names in the checkpoint of what a source is made of."""
-        return (source,) if self.regrouped is None else self.regrouped.origins[source]
+        made = (source,) if self.regrouped is None else self.regrouped.origins[source]
+        return tuple(dict.fromkeys(origin for name in made for origin in self.restored.origins[name]))
 
 
-def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
+def outline_of(checkpoint: Checkpoint, base: Base | None, choices: Choices | None = None) -> Outline:
     """Return what names, shapes and configuration tell of a checkpoint.
 
     Args:
         checkpoint: What lies on disk.
         base: The model training started from, or None.
+        choices: What a person decided; by default everything is as its own words say.
+
+    Raises:
+        UnsupportedLayoutError: It is recognised what was done to tensors, and not how to undo it.
+        MatchError: Parts are missing that belong to others.
     """
-    needs = None if base is None else needs_of(base, checkpoint.tensors)
-    fit = fit_to(checkpoint.tensors, needs, None if base is None else base.config)
+    restored = restore(checkpoint, base, choices or Choices())
+    needs = None if base is None else needs_of(base, restored.tensors)
+    fit = fit_to(restored.tensors, needs, None if base is None else base.config)
     naming, shapes = fit.naming, {name: tensor.shape for name, tensor in fit.tensors.items()}
     training_only = frozenset(source for source, target in naming.names.items() if is_training_only(target))
     ties = find_ties(
@@ -89,6 +99,7 @@ def outline_of(checkpoint: Checkpoint, base: Base | None) -> Outline:
         checkpoint,
         base,
         needs,
+        restored,
         fit.tensors,
         fit.regrouped,
         naming,

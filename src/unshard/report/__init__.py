@@ -1,0 +1,1 @@
+"""A report for people: one page, of whatever a command found."""
