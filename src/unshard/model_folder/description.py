@@ -64,11 +64,13 @@ class ModelFolder:
         path: The folder.
         names: Every file in it by its name relative to it, sorted; hidden ones and those in folders of
             other things (`checkpoint-*`, `.git`) left out.
-        weights: Every file of weights that can be read, by rising name: those an engine takes first.
-        other_weights: Names of files of weights in another format, which engines pass over.
+        weights: Every file of weights that can be read, of the format that engines take first; one of the
+            whole model before parts of it.
+        other_weights: Names of files of weights in another format, which engines pass over, and of those
+            that belong to something else: an adapter, an optimizer, a copy in Mistral's format.
         index: The index of the weights, or None where there is none or it cannot be read.
         json_files: Every other JSON file at the top that is an object, by name: config.json,
-            generation_config.json, tokenizer_config.json, ...
+            generation_config.json, tokenizer_config.json, ...; not the vocabulary of the tokenizer.
         chat_template: The chat template, wherever it stands, or None.
         tokens: One more than the highest token id of the tokenizer, or None where it is not known.
         added_tokens: The content and id of every token that was added to the tokenizer.
