@@ -11,6 +11,7 @@ finding (which tensor, what was seen, what to do) are given where it is found.
     U5xx  configuration       vocabulary, config.json and what was edited in it
     U6xx  completeness        base, tokenizer and other files inference needs
     U7xx  proof               what verification found, and what it could not check
+    U8xx  values              what the numbers tell, alone and beside those of the base
 """
 
 from __future__ import annotations
@@ -83,12 +84,19 @@ RULES: dict[str, Rule] = {
     "U205": Rule(_INFO, "One of several models was selected"),
     "U206": Rule(_INFO, "Tensors of the base that its model class does not load are absent"),
     "U207": Rule(_INFO, "Experts were taken apart or put together, as the model's files have them"),
+    "U208": Rule(_INFO, "Names of another scheme were translated"),
+    "U209": Rule(_WARNING, "Names of another scheme were kept: nothing tells how to translate them"),
+    "U210": Rule(_WARNING, "A tensor was dropped for which the model has no place"),
     "U301": Rule(_INFO, "A tied duplicate was dropped: the two tensors are equal bit for bit"),
     "U302": Rule(_WARNING, "The tied weights have diverged: both are written, and the tie is off"),
     "U401": Rule(_INFO, "Tensors are cast"),
     "U402": Rule(_WARNING, "Values overflowed in the cast"),
     "U403": Rule(_WARNING, "Values underflowed to zero in the cast"),
     "U404": Rule(_WARNING, "The training precision and the dtype on disk differ"),
+    "U405": Rule(_WARNING, "Most of what training changed is lost in the cast"),
+    "U406": Rule(_INFO, "Part of what training changed is lost in the cast"),
+    "U407": Rule(_WARNING, "Values will overflow in the cast"),
+    "U408": Rule(_INFO, "Many small values will become zero in the cast"),
     "U501": Rule(_INFO, "The configuration was edited where the tensors prove it wrong"),
     "U502": Rule(_WARNING, "The vocabulary was resized"),
     "U503": Rule(_WARNING, "The tokenizer has more tokens than the embedding has rows"),
@@ -109,6 +117,28 @@ RULES: dict[str, Rule] = {
     "U706": Rule(_WARNING, "The loss is far from the base's"),
     "U707": Rule(_WARNING, "The configuration names another dtype than the tensors have"),
     "U708": Rule(_WARNING, "The loss on English is no better than guessing blindly"),
+    "U801": Rule(_ERROR, "Numbers are not finite"),
+    "U802": Rule(_WARNING, "Weights are all zero"),
+    "U803": Rule(_WARNING, "A tensor ends in zeros"),
+    "U804": Rule(_WARNING, "Weights are the same number everywhere"),
+    "U805": Rule(_ERROR, "Numbers that no trained weight has"),
+    "U806": Rule(_WARNING, "Tensors are equal bit for bit though nothing ties them"),
+    "U807": Rule(_WARNING, "The scale of a tensor does not fit its kind"),
+    "U808": Rule(_INFO, "The model looks untrained"),
+    "U811": Rule(_WARNING, "Nothing differs from the base"),
+    "U812": Rule(_INFO, "The model differs from the base"),
+    "U813": Rule(_WARNING, "The model has nothing in common with the base"),
+    "U814": Rule(_WARNING, "Tensors have nothing in common with the base's"),
+    "U815": Rule(_ERROR, "Tensors hold one another's numbers"),
+    "U816": Rule(_ERROR, "Layers are out of order"),
+    "U817": Rule(_ERROR, "Experts are out of order"),
+    "U818": Rule(_ERROR, "Rows of queries or keys are in the wrong rotary order"),
+    "U819": Rule(_ERROR, "A matrix is transposed"),
+    "U820": Rule(_ERROR, "Parts of a tensor are in the wrong order"),
+    "U821": Rule(_WARNING, "Weights are the base's times a factor"),
+    "U822": Rule(_ERROR, "Norm weights are off by one"),
+    "U823": Rule(_WARNING, "Frozen layers have changed"),
+    "U824": Rule(_ERROR, "The adapter was merged with another scale than its configuration says"),
 }
 
 
