@@ -21,7 +21,7 @@ LAYERS = (
     {"engines", "measures", "checks", "inference"},
     {"proof"},
     {"inspection", "diagnosis", "comparison", "preparation", "verification"},
-    {"conversion", "mend", "report"},
+    {"conversion", "mending", "report"},
     {"demo", "cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -12,6 +12,7 @@ finding (which tensor, what was seen, what to do) are given where it is found.
     U6xx  completeness        base, tokenizer and other files inference needs
     U7xx  proof               what verification found, and what it could not check
     U8xx  values              what the numbers tell, alone and beside those of the base
+    U9xx  mending             what a repair of a model folder cannot do, and what it did
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ RULES: dict[str, Rule] = {
     "U208": Rule(_INFO, "Names of another scheme were translated"),
     "U209": Rule(_WARNING, "Names of another scheme were kept: nothing tells how to translate them"),
     "U210": Rule(_WARNING, "A tensor was dropped for which the model has no place"),
+    "U290": Rule(_ERROR, "The tensors are not those that the model needs"),
     "U301": Rule(_INFO, "A tied duplicate was dropped: the two tensors are equal bit for bit"),
     "U302": Rule(_WARNING, "The tied weights have diverged: both are written, and the tie is off"),
     "U401": Rule(_INFO, "Tensors are cast"),
@@ -139,6 +141,14 @@ RULES: dict[str, Rule] = {
     "U822": Rule(_ERROR, "Norm weights are off by one"),
     "U823": Rule(_WARNING, "Frozen layers have changed"),
     "U824": Rule(_ERROR, "The adapter was merged with another scale than its configuration says"),
+    "U901": Rule(_ERROR, "The folder does not hold the model, so it cannot be mended"),
+    "U902": Rule(_ERROR, "Several files hold tensors of one name"),
+    "U903": Rule(_ERROR, "A file of weights cannot be read"),
+    "U904": Rule(_ERROR, "There is no configuration to mend"),
+    "U905": Rule(_WARNING, "A tokenizer is missing, and no base gives it"),
+    "U906": Rule(_WARNING, "A file beside the model makes engines read the folder in another format"),
+    "U907": Rule(_INFO, "Files beside the model are no part of it"),
+    "U908": Rule(_INFO, "The folder was mended after it was converted"),
 }
 
 
