@@ -5,6 +5,7 @@
     unshard.open(path)                 its tensors, described but not read
     unshard.convert(path, out)         a complete, verified model folder
     unshard.verify(out)                proof of a model folder
+    unshard.mend(folder)               a broken model folder, repaired
     unshard.load(path)                 the model in memory, ready for inference (extra `hf`)
 
 Nothing is imported before it is used, so the command line starts fast.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from unshard.findings import Finding, Severity
     from unshard.inference import load
     from unshard.inspection import Inspection, inspect
+    from unshard.mending import Mending, mend
     from unshard.preparation import plan_conversion
     from unshard.readers.places import Places
     from unshard.tensors import DescribedTensor
@@ -37,6 +39,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "Inspection",
+    "Mending",
     "Severity",
     "UnshardError",
     "Verification",
@@ -45,6 +48,7 @@ __all__ = [
     "convert",
     "inspect",
     "load",
+    "mend",
     "open",
     "plan_conversion",
     "verify",
@@ -57,6 +61,7 @@ _ROOMS = {
     "Diagnosis": "diagnosis",
     "Finding": "findings",
     "Inspection": "inspection",
+    "Mending": "mending",
     "Severity": "findings",
     "UnshardError": "errors",
     "Verification": "verification",
@@ -64,6 +69,7 @@ _ROOMS = {
     "convert": "conversion",
     "inspect": "inspection",
     "load": "inference",
+    "mend": "mending",
     "plan_conversion": "preparation",
     "verify": "verification",
 }

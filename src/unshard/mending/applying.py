@@ -10,8 +10,8 @@ from pathlib import Path
 from unshard.base.side_files import outside_links
 from unshard.engines.local import run_plan
 from unshard.errors import OutputError, OutputPermissionError, VerificationError, listed
-from unshard.mending.journal import staged_changes
-from unshard.mending.planning import MendPlan
+from unshard.mending.mend_plan import MendPlan
+from unshard.mending.staging import staged_changes
 from unshard.mending.weight_plans import PlannedWeights
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.progress import Progress, Silence
@@ -45,7 +45,7 @@ def require_mendable(plan: MendPlan) -> None:
 
 def _changed_names(plan: MendPlan) -> Iterator[str]:
     for file in plan.weights:
-        if file.source is not None and (file.fate != "unchanged" or file.name != file.source):
+        if file.source is not None and file.changes:
             yield file.source
     yield from (text.name for text in plan.texts if os.path.lexists(plan.path / text.name))
 

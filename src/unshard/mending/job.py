@@ -11,9 +11,11 @@ from unshard.engines.workers import default_workers
 from unshard.errors import InputError, OptionError
 from unshard.findings import Finding
 from unshard.mending.applying import mend_in_place, mend_into
-from unshard.mending.journal import is_being_mended, recover_folder
-from unshard.mending.planning import EVERY_REPAIR, Layout, MendPlan, plan_mending
+from unshard.mending.journal import is_being_mended
+from unshard.mending.mend_plan import MendPlan
+from unshard.mending.planning import EVERY_REPAIR, Layout, plan_mending
 from unshard.mending.scene import Scene, describe_scene
+from unshard.mending.staging import recover_folder
 from unshard.model_folder import read_model_folder
 from unshard.progress import Progress, Silence
 from unshard.sizes import parse_size

@@ -17,21 +17,18 @@ from a stranger, and its journal, too: names that lead out of the folder, and li
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from unshard.errors import OutputError, UnsafeFileError
-from unshard.storage.output_errors import output_errors
 
 JOURNAL_FOLDER = ".unshard-mend"
-_JOURNAL = "journal.json"
+JOURNAL = "journal.json"
 _LARGEST_JOURNAL = 64 << 20
 _DEEPEST = 3
 
@@ -72,140 +69,35 @@ class Journal:
     patches: tuple[Patch, ...]
 
 
-class Staging:
-    """The hidden place in a folder where what is new is made, and the steps that bring it out."""
-
-    def __init__(self, folder: Path) -> None:
-        """Make the place; whatever a dead process left there must have been dealt with before."""
-        self._folder = folder
-        self._moves: list[Move] = []
-        self._patches: list[Patch] = []
-        self.new = folder / JOURNAL_FOLDER / "new"
-        for path in (self.new.parent, self.new, self.new.parent / "old"):
-            path.mkdir()
-
-    def write(self, name: str, content: bytes) -> None:
-        """Let `name` hold `content`, in the place of what it holds now."""
-        staged = self.new / str(self._number())
-        staged.write_bytes(content)
-        self.put(staged, name)
-
-    def put(self, staged: Path, name: str) -> None:
-        """Let a file in `new` become `name`, in the place of what is there now."""
-        _copy_owner(self._folder / name, staged)
-        self._make_room(name)
-        self._move(str(staged.relative_to(self._folder)), name)
-
-    def remove(self, name: str) -> None:
-        """Let `name` vanish."""
-        self._move(name, f"{JOURNAL_FOLDER}/old/{self._number()}")
-
-    def rename(self, names: Mapping[str, str]) -> None:
-        """Let files have other names, which others of them may have now."""
-        taken: list[tuple[Move, str]] = []
-        for name, target in names.items():
-            self._move(name, f"{JOURNAL_FOLDER}/new/{self._number()}")
-            taken.append((self._moves[-1], target))
-        for move, target in taken:
-            self._make_room(target)
-            self._moves.append(Move(move.inode, move.after, target))
-
-    def patch(self, name: str, target: str, content: bytes) -> None:
-        """Let a file, called `target` by then, begin with `content`, which is as long as what it replaces."""
-        number, path = self._number(), self._folder / name
-        status = path.lstat()
-        with path.open("rb") as file:
-            (self.new.parent / "old" / str(number)).write_bytes(file.read(len(content)))
-        (self.new / str(number)).write_bytes(content)
-        kept, new = f"{JOURNAL_FOLDER}/old/{number}", f"{JOURNAL_FOLDER}/new/{number}"
-        self._patches.append(Patch(status.st_ino, target, status.st_size, kept, new))
-
-    def commit(self, verify: Callable[[], None]) -> None:
-        """Change the folder: all of it, or nothing where that fails, or `verify` raises afterwards."""
-        journal = Journal(tuple(self._moves), tuple(self._patches))
-        _sync_tree(self.new.parent)
-        _write_journal(self._folder, journal)
-        try:
-            _complete(self._folder, journal)
-            verify()
-        except BaseException:
-            _take_back(self._folder, journal)
-            _finish(self._folder)
-            raise
-        _finish(self._folder)
-
-    def abandon(self) -> None:
-        """Remove what was staged, if nothing was committed."""
-        if not os.path.lexists(self.new.parent / _JOURNAL):
-            shutil.rmtree(self.new.parent, ignore_errors=True)
-
-    def _make_room(self, name: str) -> None:
-        if os.path.lexists(self._folder / name) and not any(m.before == name for m in self._moves):
-            self.remove(name)
-
-    def _number(self) -> int:
-        return len(self._moves) + len(self._patches)
-
-    def _move(self, before: str, after: str) -> None:
-        self._moves.append(Move((self._folder / before).lstat().st_ino, before, after))
-
-
-@contextmanager
-def staged_changes(folder: Path, *, verify: Callable[[], None]) -> Iterator[Staging]:
-    """Yield where changes of a folder are prepared; they happen when the block ends well.
-
-    Args:
-        folder: The folder.
-        verify: Raises if the changed folder is not what it should be; it is then as it was before.
-
-    Raises:
-        OutputError: Another process is changing the folder, or the system refuses.
-    """
-    with _locked(folder), output_errors(folder):
-        recover(folder)
-        staging = Staging(folder)
-        try:
-            yield staging
-            staging.commit(verify)
-        finally:
-            staging.abandon()
-
-
 def is_being_mended(folder: Path) -> bool:
     """Return whether a process prepares to change the folder, changes it, or died over that."""
     return os.path.lexists(folder / JOURNAL_FOLDER)
 
 
-def recover_folder(folder: Path) -> bool:
+def recover(folder: Path) -> bool:
     """Complete what a process that died had begun to change; return whether there was anything.
 
+    The caller keeps others from changing the folder.
+
     Raises:
-        OutputError: Another process is changing the folder, or its files are not those of the journal.
+        OutputError: Its files are not those of the journal.
         UnsafeFileError: The journal leads out of the folder.
     """
-    if not os.path.lexists(folder / JOURNAL_FOLDER):
-        return False
-    with _locked(folder), output_errors(folder):
-        return recover(folder)
-
-
-def recover(folder: Path) -> bool:
-    """Do what `recover_folder` does, in a folder that is locked."""
     place = folder / JOURNAL_FOLDER
     if not os.path.lexists(place):
         return False
     _require_folder(place)
-    begun = os.path.lexists(place / _JOURNAL)
+    begun = os.path.lexists(place / JOURNAL)
     if begun:
         journal = _read_journal(folder)
         for part in ("new", "old"):
             _require_folder(place / part)
-        _complete(folder, journal)
-    _finish(folder)
+        complete(folder, journal)
+    finish(folder)
     return begun
 
 
-def _complete(folder: Path, journal: Journal) -> None:
+def complete(folder: Path, journal: Journal) -> None:
     """Do every step that is not done yet."""
     for move in journal.moves:
         _rename(folder, move.inode, move.before, move.after)
@@ -215,7 +107,7 @@ def _complete(folder: Path, journal: Journal) -> None:
     _sync_places(folder, journal)
 
 
-def _take_back(folder: Path, journal: Journal) -> None:
+def take_back(folder: Path, journal: Journal) -> None:
     """Undo every step that is done."""
     if all(_inode(folder / patch.name) == patch.inode for patch in journal.patches):
         for patch in journal.patches:  # none was written before all files were in their places
@@ -226,12 +118,12 @@ def _take_back(folder: Path, journal: Journal) -> None:
     _sync_places(folder, journal)
 
 
-def _finish(folder: Path) -> None:
+def finish(folder: Path) -> None:
     """Remove the journal, after which the rest means nothing, and then the rest."""
     place = folder / JOURNAL_FOLDER
     with suppress(FileNotFoundError):
-        (place / _JOURNAL).unlink()
-        _sync(place)
+        (place / JOURNAL).unlink()
+        sync(place)
     shutil.rmtree(place)
 
 
@@ -250,15 +142,6 @@ def _require_places(folder: Path, places: dict[int, str]) -> None:
     for inode, name in places.items():
         if _inode(folder / name) != inode:
             raise _changed(folder / name, "another file, or none")
-
-
-def _copy_owner(path: Path, staged: Path) -> None:
-    """Let a staged file have the mode, and as far as we may the owner, of the file it takes the place of."""
-    if path.is_file():
-        status = path.stat()
-        staged.chmod(stat.S_IMODE(status.st_mode))
-        if os.geteuid() == 0:
-            os.chown(staged, status.st_uid, status.st_gid)
 
 
 def _inode(path: Path) -> int | None:
@@ -293,14 +176,14 @@ def _changed(path: Path, saw: str) -> OutputError:
     )
 
 
-def _write_journal(folder: Path, journal: Journal) -> None:
+def write_journal(folder: Path, journal: Journal) -> None:
     """Let the journal appear, whole, on the disk."""
     place = folder / JOURNAL_FOLDER
-    unfinished = place / f"{_JOURNAL}.unfinished"
+    unfinished = place / f"{JOURNAL}.unfinished"
     unfinished.write_text(json.dumps(asdict(journal)))
-    _sync(unfinished)
-    unfinished.rename(place / _JOURNAL)
-    _sync(place)
+    sync(unfinished)
+    unfinished.rename(place / JOURNAL)
+    sync(place)
 
 
 def _read_journal(folder: Path) -> Journal:
@@ -309,7 +192,7 @@ def _read_journal(folder: Path) -> Journal:
     Raises:
         UnsafeFileError: It is none, or leads out of the folder.
     """
-    path = folder / JOURNAL_FOLDER / _JOURNAL
+    path = folder / JOURNAL_FOLDER / JOURNAL
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_JOURNAL:
@@ -358,44 +241,16 @@ def _sync_places(folder: Path, journal: Journal) -> None:
     names = [name for move in journal.moves for name in (move.before, move.after)]
     for parent in {(folder / name).parent for name in names}:
         if parent.exists():
-            _sync(parent)
+            sync(parent)
 
 
-def _sync_tree(folder: Path) -> None:
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(place, name))
-        _sync(Path(place))
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a file system that cannot sync folders
             raise
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from mending the folder; the kernel lets go when the process dies.
-
-    Raises:
-        OutputError: Another process is mending it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                folder, "is being mended by another process", hint="Wait until it has finished."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
     finally:
         os.close(descriptor)

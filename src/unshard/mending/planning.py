@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from unshard.errors import OptionError, OutputError, listed
-from unshard.findings import Finding, Severity, finding
+from unshard.findings import Finding, finding
 from unshard.match.draft import Draft
 from unshard.match.experts import possible_experts, recipes_to_try, regroup
 from unshard.mending.manifest_editing import edited_manifest
+from unshard.mending.mend_plan import MendPlan
 from unshard.mending.repairs import REPAIRS, Repair
 from unshard.mending.scene import Scene
 from unshard.mending.texts import PlannedText
@@ -39,69 +38,6 @@ WEIGHT_REPAIRS = ("names", "experts", "format", "size", "index")
 EVERY_REPAIR = (*WEIGHT_REPAIRS, *REPAIRS)
 # A file of this name makes vLLM and SGLang read the whole folder in another format.
 _MISLEADING = "consolidated"
-
-
-@dataclass(frozen=True, slots=True)
-class MendPlan:
-    """Everything that mending a folder will do.
-
-    Attributes:
-        path: The folder.
-        repairs: What is mended, and why.
-        refusals: What cannot be mended, and why; nothing at all is, where one of them is an error.
-        findings: What a person should know besides.
-        weights: Every file of weights of the result, and those that go.
-        texts: Every small file that changes.
-        renamed: How many tensors get another name.
-        tensors: The tensors of the result by name.
-        leftovers: Files that are no part of the model, and stay where they are.
-    """
-
-    path: Path
-    repairs: tuple[Repair, ...]
-    refusals: tuple[Finding, ...]
-    findings: tuple[Finding, ...]
-    weights: tuple[PlannedWeights, ...] = ()
-    texts: tuple[PlannedText, ...] = ()
-    renamed: int = 0
-    tensors: Tensors | None = None
-    leftovers: tuple[str, ...] = ()
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether something that cannot be known keeps the folder from being mended."""
-        return any(item.severity is Severity.ERROR for item in self.refusals)
-
-    @property
-    def changes(self) -> bool:
-        """Whether there is anything to do."""
-        return any(file.fate != "unchanged" or file.name != file.source for file in self.weights) or bool(
-            self.texts
-        )
-
-    @property
-    def written_bytes(self) -> int:
-        """Bytes that mending in place writes."""
-        whole = sum(f.output.size for f in self.weights if f.output and f.fate in ("copied", "written"))
-        headers = sum(len(f.header or b"") for f in self.weights if f.fate == "header")
-        return whole + headers + sum(text.after.size for text in self.texts if text.after)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the plan as plain values."""
-        return {
-            "path": str(self.path),
-            "repairs": [{"name": r.name, "what": r.what, "why": r.why} for r in self.repairs],
-            "refusals": [item.to_json() for item in self.refusals],
-            "findings": [item.to_json() for item in self.findings],
-            "weights": [
-                {"name": f.name, "fate": f.fate, "source": f.source, "tensors": len(f.tensors)}
-                for f in self.weights
-            ],
-            "texts": [{"name": t.name, "diff": list(t.diff)} for t in self.texts],
-            "renamed": self.renamed,
-            "written_bytes": self.written_bytes,
-            "leftovers": list(self.leftovers),
-        }
 
 
 def plan_mending(

@@ -52,6 +52,11 @@ class PlannedWeights:
     output: OutputFile | None
     tensors: tuple[str, ...]
 
+    @property
+    def changes(self) -> bool:
+        """Whether the folder has another file in its place."""
+        return self.fate != "unchanged" or self.name != self.source
+
 
 def plan_weights(
     scene: Scene, tensors: Tensors, spare: Tensors, *, max_file_bytes: int | None
