@@ -22,7 +22,9 @@ from unshard import __version__
 from unshard.cli.check import check
 from unshard.cli.convert import convert
 from unshard.cli.demo import demo
+from unshard.cli.explain import explain
 from unshard.cli.inspect import inspect
+from unshard.cli.mend import mend
 from unshard.cli.printing import echo_error, note
 from unshard.cli.run import run
 from unshard.cli.verify import verify
@@ -48,13 +50,13 @@ def commands() -> None:
 
     \b
     unshard inspect RUN                     what is this?
-    unshard check RUN                       is everything there?
+    unshard check RUN                       what is wrong with it?
     unshard convert RUN OUT --base BASE     a complete, verified model folder
     unshard run OUT --prompt "Hello"        ask it something
     """  # noqa: D301 - click reads the backspace
 
 
-for _command in (inspect, check, convert, verify, run, demo):
+for _command in (inspect, check, convert, verify, mend, run, explain, demo):
     commands.add_command(_command)
 
 

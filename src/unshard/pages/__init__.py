@@ -12,9 +12,13 @@ without a title; code, severity and title are those of `findings.RULES`:
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 from unshard.findings import RULES
+
+# A shorter one stands in messages that have nothing to do with it.
+_SHORTEST_MESSAGE = 12
 
 
 def page_of(code: str) -> str:
@@ -26,3 +30,21 @@ def page_of(code: str) -> str:
     rule = RULES[code]
     text = files(__name__).joinpath(f"{code}.md").read_text(encoding="utf-8")
     return f"# {code}: {rule.title}\n\nSeverity: {rule.severity}\n\n{text}"
+
+
+def codes_with(words: str) -> list[str]:
+    """Return the codes whose title or page holds `words`, or a message that is part of them.
+
+    Numbers count as equal to one another, so that an error of another program is found whatever its sizes.
+    """
+    wanted = _folded(words)
+    return [code for code in RULES if _is_meant(wanted, page_of(code))]
+
+
+def _is_meant(wanted: str, page: str) -> bool:
+    messages = (_folded(line[2:]) for line in page.splitlines() if line.startswith("- `"))
+    return wanted in _folded(page) or any(m in wanted for m in messages if len(m) >= _SHORTEST_MESSAGE)
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"\d+", "0", " ".join(text.replace("`", "").split()).casefold())
