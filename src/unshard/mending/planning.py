@@ -69,7 +69,7 @@ def plan_mending(
     weights = _weights(scene, tensors, spare, max_file_bytes, chosen)
     held = weight_map_of(weights)
     result = {name: tensor for name, tensor in {**spare, **tensors}.items() if name in held}
-    repairs += _file_repairs(scene, weights)
+    repairs += [*_file_repairs(scene, weights), *_left_out(scene.draft, spare, held)]
     for name in REPAIRS:
         for each in REPAIRS[name](scene, scene.config, tensors) if name in chosen else ():
             repairs.append(each) if isinstance(each, Repair) else refusals.append(each)
@@ -130,6 +130,17 @@ def _name_repairs(draft: Draft) -> Iterator[Repair]:
     if gone:
         what = f"{counted(len(gone), 'tensor')} left out: {listed(gone)}"
         yield Repair("names", what, "state of training, which a model has no place for")
+
+
+def _left_out(draft: Draft, spare: Tensors, held: Mapping[str, str]) -> Iterator[Repair]:
+    """Yield what does not come along where files are written anew."""
+    names = draft.outline.naming.names
+    gone = {
+        source: why for source, why in draft.dropped.items() if names[source] in spare.keys() - held.keys()
+    }
+    for why in dict.fromkeys(gone.values()):
+        alike = [source for source in gone if gone[source] == why]
+        yield Repair("names", f"{counted(len(alike), 'tensor')} left out: {listed(alike)}", why)
 
 
 def _why(reasons: list[str], proof: str) -> str:

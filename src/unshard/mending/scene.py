@@ -19,7 +19,7 @@ from unshard.match import Choices, answer_questions, outline_of, questions_for
 from unshard.match.draft import Draft, new_draft
 from unshard.match.fit import check_fit, fit_error, require_plain
 from unshard.match.names import naming_without_base
-from unshard.mending.weight_files import Weights, file_of, find_weights
+from unshard.mending.weight_files import Weights, check_lost, file_of, find_weights, lost_tensors
 from unshard.model_folder import ModelFolder
 from unshard.recipes.architectures import whole_architecture
 from unshard.recipes.families import layer_count, layer_number
@@ -123,9 +123,11 @@ def _matched(scene: Scene, checkpoint: Checkpoint) -> Scene:
         check_fit(draft, policy="keep", tokens=scene.folder.tokens)
         if draft.mismatches:
             raise fit_error(draft)
+        if outline.needs is None:  # nothing else proves that all of it is there
+            refusals += check_lost(scene.folder, {*outline.naming.names, *draft.kept})
     except UnshardError as error:
-        draft = None
         refusals.append(finding("U901", subject=error.subject, saw=error.problem, remedy=error.hint))
+    draft = None if refusals else draft
     return replace(scene, judged=judged, draft=draft, refusals=tuple(refusals), findings=tuple(findings))
 
 
@@ -146,10 +148,11 @@ def _judged(config: Config, base: Base | None, tensors: Mapping[str, DescribedTe
 def _expectation(scene: Scene, judged: Config, checkpoint: Checkpoint) -> tuple[Base, list[Finding]]:
     """Return what the weights are held against, and what a person should know about that."""
     base = scene.base or Base(
-        scene.folder.path, str(scene.folder.path), CONFIG, scene.config_bytes or b"{}", judged, None, None
+        scene.folder.path, CONFIG, CONFIG, scene.config_bytes or b"{}", judged, None, None
     )
     known = replace(base, config=judged)
-    if known.expected is not None or not _is_doubtful(checkpoint.tensors, judged):
+    lost = lost_tensors(scene.folder, checkpoint.tensors.keys())
+    if known.expected is not None or not (lost or _is_doubtful(checkpoint.tensors, judged)):
         return known, []
     from unshard.base.model_class import expected_from_class
 

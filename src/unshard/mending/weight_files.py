@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from unshard.errors import listed
 from unshard.findings import Finding, finding
 from unshard.model_folder import ModelFolder, WeightsOfFile
 from unshard.readers.training_files import training_kind
+from unshard.sizes import counted
 from unshard.storage.files import InputFile
 
 ONE_FILE = "model.safetensors"
@@ -89,9 +90,8 @@ def _unreadable(folder: ModelFolder) -> Iterator[Finding]:
 
 
 def _absent(folder: ModelFolder, files: tuple[WeightsOfFile, ...]) -> Iterator[Finding]:
-    """Yield that there are no weights, or that the index names tensors that no file holds."""
-    held = {name for file in files for name in file.tensors}
-    if not held:
+    """Yield that there are no weights at all."""
+    if not any(file.tensors for file in files):
         yield finding(
             "U901",
             subject=folder.path.name,
@@ -99,16 +99,28 @@ def _absent(folder: ModelFolder, files: tuple[WeightsOfFile, ...]) -> Iterator[F
             expected="model.safetensors, or files that an index names",
             remedy="Copy the weights into the folder, or convert the training checkpoint again.",
         )
-        return
-    lost = [
-        name for name, file in weight_map(folder).items() if file not in folder.names and name not in held
-    ]
+
+
+def lost_tensors(folder: ModelFolder, held: Collection[str]) -> Mapping[str, str]:
+    """Return the tensors that the index names and nothing holds, with the missing file that each was in.
+
+    Args:
+        folder: The folder.
+        held: The names that there are, by whatever way they are told.
+    """
+    said = weight_map(folder)
+    return {name: file for name, file in said.items() if name not in held and file not in folder.names}
+
+
+def check_lost(folder: ModelFolder, held: Collection[str]) -> Iterator[Finding]:
+    """Yield that files are missing which the index names, with what they held; as `lost_tensors`."""
+    lost = lost_tensors(folder, held)
     if lost:
-        gone = sorted({weight_map(folder)[name] for name in lost})
         yield finding(
             "U901",
-            subject=listed(gone),
-            saw=f"missing, with {len(lost):,} tensors that the index names: {listed(lost)}",
+            subject=listed(sorted(set(lost.values()))),
+            saw=f"missing, and with it {counted(len(lost), 'tensor')} of the index: {listed(list(lost))}",
             expected="every file that the index names",
-            remedy="Copy or download the missing files into the folder.",
+            remedy="Copy or download the missing files into the folder. If the index is of another model, "
+            "name the base with --base: it proves what is missing.",
         )
