@@ -16,6 +16,7 @@ from unshard import errors
 from unshard.cli.main import commands
 from unshard.dtypes import DTYPES
 from unshard.findings import RULES
+from unshard.pages import page_of
 
 HERE = Path(__file__).parent
 _HEADER = "<!-- Written by docs/reference/generate.py; change the code instead. -->\n\n"
@@ -37,9 +38,15 @@ def command_page() -> str:
 
 
 def finding_page() -> str:
-    """Return the page of findings: every code, its severity and title."""
-    rows = [f"| `{code}` | {rule.severity} | {rule.title} |" for code, rule in sorted(RULES.items())]
-    intro = "Every finding has a stable code; scripts can rely on it, in `--json` and in the manifest."
+    """Return the page of findings: every code, its severity and title, and the way to its own page."""
+    rows = [
+        f"| [`{code}`](findings/{code}.md) | {rule.severity} | {rule.title} |"
+        for code, rule in sorted(RULES.items())
+    ]
+    intro = (
+        "Every finding has a stable code; scripts can rely on it, in `--json` and in the manifest. "
+        "`unshard explain CODE` shows its page in the terminal."
+    )
     return "\n".join(
         ["# Findings\n", intro, "", "| code | severity | what it says |", "|---|---|---|", *rows, ""]
     )
@@ -87,6 +94,8 @@ def pages() -> Iterator[tuple[Path, str]]:
         ("dtypes.md", dtype_page),
     ):
         yield HERE / name, _HEADER + write()
+    for code in RULES:
+        yield HERE / "findings" / f"{code}.md", _HEADER + page_of(code)
 
 
 def _folded(signature: str) -> str:
@@ -99,4 +108,5 @@ def _folded(signature: str) -> str:
 
 if __name__ == "__main__":
     for page, text in pages():
+        page.parent.mkdir(exist_ok=True)
         page.write_text(text)
