@@ -15,6 +15,21 @@ Verdict = Literal["sound", "differs", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
+class Losses:
+    """Mean cross entropies on one text, in nats.
+
+    Attributes:
+        own: That of the model.
+        base: That of its base, or None where it was not taken.
+        uniform: That of guessing blindly.
+    """
+
+    own: float
+    base: float | None
+    uniform: float
+
+
+@dataclass(frozen=True, slots=True)
 class Level:
     """What one level of proof found.
 
@@ -23,12 +38,14 @@ class Level:
         verdict: `sound`, `differs`, or `not checked`.
         evidence: What was compared with what, in numbers.
         findings: What differs, and what a person should know.
+        losses: What a forward pass measured, where it did.
     """
 
     name: Literal["replicas", "bytes", "structure", "forward"]
     verdict: Verdict
     evidence: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    losses: Losses | None = None
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:
@@ -58,7 +75,9 @@ def structure_level(compared: str, findings: tuple[Finding, ...]) -> Level:
 def forward_level(proof: ForwardProof) -> Level:
     """Return the level of a forward pass."""
     verdict = "not checked" if proof.verdict == "untried" else verdict_of(proof.findings)
-    return Level("forward", verdict, (proof.verdict, *proof.evidence), proof.findings)
+    own, uniform = proof.loss, proof.uniform_loss
+    losses = None if own is None or uniform is None else Losses(own, proof.base_loss, uniform)
+    return Level("forward", verdict, (proof.verdict, *proof.evidence), proof.findings, losses)
 
 
 def _share(proof: BytesProof) -> str:
