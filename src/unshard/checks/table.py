@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from unshard.checks import (
+    against_base,
+    configuration,
+    layers,
+    model_class,
+    names,
+    serving,
+    shapes,
+    tied_weights,
+    tokens,
+    weight_files,
+)
 from unshard.checks.evidence import Check, Evidence
 from unshard.findings import Finding
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (
+    *weight_files.CHECKS,
+    *configuration.CHECKS,
+    *names.CHECKS,
+    *layers.CHECKS,
+    *shapes.CHECKS,
+    *tied_weights.CHECKS,
+    *tokens.CHECKS,
+    *against_base.CHECKS,
+    *model_class.CHECKS,
+    *serving.CHECKS,
+)
 
 
 def run_checks(evidence: Evidence) -> Iterator[Finding]:

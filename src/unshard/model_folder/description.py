@@ -17,11 +17,13 @@ class Unreadable:
         name: Its name in the folder.
         problem: What is wrong with it, as a sentence.
         hint: What to do.
+        is_outside: Whether it is a link that leads out of the folder, which engines follow and we do not.
     """
 
     name: str
     problem: str
     hint: str | None = None
+    is_outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

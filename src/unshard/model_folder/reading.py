@@ -60,6 +60,7 @@ def _not_followed(name: str) -> Unreadable:
         name,
         "is a link that leads out of the folder, and was not followed",
         "Put the file itself in its place: cp --remove-destination $(readlink -f LINK) LINK",
+        is_outside=True,
     )
 
 
