@@ -17,6 +17,7 @@ from unshard.cli.options import (
     json_option,
     offline_option,
     quiet_option,
+    report_option,
     which_checkpoint,
     workers_option,
 )
@@ -31,6 +32,7 @@ from unshard.cli.printing import (
     plain,
 )
 from unshard.cli.progress_bar import progress_bar
+from unshard.cli.report_file import require_report_place, write_report_file
 from unshard.sizes import counted, format_size
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from unshard.conversion import Conversion
     from unshard.match import Decision
     from unshard.preparation import DTypePolicy, Format, Preparation
+    from unshard.progress import Progress
+    from unshard.report import Report
 
 
 # From how many tensors on the same fate is told once for all of them.
@@ -75,6 +79,7 @@ _SHOWN_ALIKE = 4
 )
 @click.option("--no-fsync", is_flag=True, help="Do not wait until the disk has it all.")
 @offline_option
+@report_option
 @workers_option
 @quiet_option
 @json_option
@@ -96,6 +101,7 @@ def convert(
     compare_replicas: bool,
     no_fsync: bool,
     offline: bool,
+    report: Path | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -109,9 +115,12 @@ def convert(
     """
     if not paths:  # of a single argument, click makes OUT
         raise click.UsageError("Missing argument 'OUT': where to write the model.")
+    if dry_run and report:
+        raise click.UsageError("--report tells what was written, and with --dry-run nothing is.")
     from unshard.conversion import Settings, carry_out
     from unshard.preparation import plan_conversion
 
+    require_report_place(report)
     ready = plan_conversion(
         paths,
         out,
@@ -132,10 +141,17 @@ def convert(
     )
     with progress_bar(shown=not (quiet or as_json)) as progress:
         done = carry_out(ready, settings, progress=progress)
+        write_report_file(report, lambda: _report(ready, done, workers=workers, progress=progress))
     if as_json:
         echo_json(done)
         return
     _print_result(ready, done, quiet=quiet)
+
+
+def _report(ready: Preparation, done: Conversion, *, workers: int | None, progress: Progress) -> Report:
+    from unshard.report.of_conversion import report_of_conversion
+
+    return report_of_conversion(ready, done, workers=workers, progress=progress)
 
 
 def _print_plan(ready: Preparation, *, quiet: bool, as_json: bool) -> None:

@@ -38,6 +38,13 @@ inferred_shapes_option = click.option(
 offline_option = click.option("--offline", is_flag=True, help="Never fetch a base from the hub.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, and no mere facts.")
+report_option = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Also write one page to look at. `convert` and `verify` read every tensor once more for it, and the "
+    "base's beside it.",
+)
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), help="Threads; by default one per core, at most four."
 )

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from unshard.cli.options import base_option, json_option, path_argument, quiet_option, workers_option
+from unshard.cli.options import (
+    base_option,
+    json_option,
+    path_argument,
+    quiet_option,
+    report_option,
+    workers_option,
+)
 from unshard.cli.printing import echo, echo_findings, echo_json, echo_rows, level_rows, plain
 from unshard.cli.progress_bar import progress_bar
+from unshard.cli.report_file import require_report_place, write_report_file
+
+if TYPE_CHECKING:
+    from unshard.progress import Progress
+    from unshard.report import Report
+    from unshard.verification import Verification
 
 
 @click.command(short_help="Prove a model folder, ours or anybody's.")
@@ -27,6 +41,7 @@ from unshard.cli.progress_bar import progress_bar
     default=None,
     help="Load it in transformers and run it; by default where the extra `hf` is installed.",
 )
+@report_option
 @workers_option
 @quiet_option
 @json_option
@@ -37,6 +52,7 @@ def verify(
     against: tuple[Path, ...],
     base: str | None,
     forward: bool | None,
+    report: Path | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -49,10 +65,12 @@ def verify(
     """
     from unshard.verification import verify as verify_path
 
+    require_report_place(report)
     with progress_bar(shown=not (quiet or as_json)) as progress:
         result = verify_path(
             path, against=against or None, base=base, forward=forward, workers=workers, progress=progress
         )
+        write_report_file(report, lambda: _report(result, base=base, workers=workers, progress=progress))
     if as_json:
         echo_json(result)
     else:
@@ -66,3 +84,9 @@ def verify(
             else click.style("differs", fg="red", bold=True)
         )
     context.exit(0 if result.sound else 3)
+
+
+def _report(result: Verification, *, base: str | None, workers: int | None, progress: Progress) -> Report:
+    from unshard.report.of_verification import report_of_verification
+
+    return report_of_verification(result, base=base, workers=workers, progress=progress)

@@ -28,7 +28,7 @@ def require_writable(path: Path) -> None:
         raise OutputError(path, "is not a file, so no report is put in its place")
     if not path.parent.is_dir():
         raise OutputError(
-            path, "cannot be written: there is no such folder", hint=f"Make it first: mkdir -p {path.parent}"
+            path, "cannot be written: there is no such folder", hint="Name a file in a folder that is there."
         )
     with output_errors(path), _file_beside(path):
         pass
