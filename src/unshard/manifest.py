@@ -36,7 +36,8 @@ from unshard.errors import DamagedFileError
 from unshard.findings import Finding
 from unshard.jsonable import to_json
 from unshard.match import Model
-from unshard.plan import Plan, SideFile
+from unshard.plan import Placement, Plan, SideFile
+from unshard.tensors import CastTensor
 from unshard.writers.torch_file import is_torch_file_name
 
 MANIFEST_NAME = "unshard.manifest.json"
@@ -51,7 +52,8 @@ class ManifestTensor:
         file: The file it is in.
         dtype: Its dtype there, by torch's name.
         shape: Its shape.
-        source: Its name in the checkpoint, or all names where it is made of several tensors.
+        source: Its name in the checkpoint, or all names where it is made of several tensors; none where it
+            is the base's own.
         source_dtype: Its dtype in the checkpoint; another one than `dtype` means a cast.
         sha256: Digest of its bytes in the output, or None where digests were not asked for.
     """
@@ -152,7 +154,7 @@ def describe_conversion(
                 dtype=placement.tensor.dtype.name,
                 shape=placement.tensor.shape,
                 source=_one_or_all(model.sources[placement.name]),
-                source_dtype=checkpoint.tensors[model.sources[placement.name][0]].dtype.name,
+                source_dtype=_source_dtype(placement, model.sources[placement.name], checkpoint),
                 sha256=digests.get(placement.name),
             )
             for file in plan.files
@@ -168,6 +170,14 @@ def describe_conversion(
         findings=tuple(item.to_json() for item in findings),
         proof=proof,
     )
+
+
+def _source_dtype(placement: Placement, sources: tuple[str, ...], checkpoint: Checkpoint) -> str:
+    """Return the dtype in the checkpoint, or in the base where a tensor is the base's own."""
+    if sources:
+        return checkpoint.tensors[sources[0]].dtype.name
+    tensor = placement.tensor
+    return (tensor.source if isinstance(tensor, CastTensor) else tensor).dtype.name
 
 
 def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:

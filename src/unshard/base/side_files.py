@@ -19,7 +19,7 @@ _TAKEN = re.compile(
     r"|tokenizer[\w.-]*|(LICEN[CS]E|NOTICE|USE_POLICY)([.-].*)?"
 )
 _LEFT = re.compile(
-    r"config\.json|.*\.index\.json|adapter_.*|consolidated.*|params\.json|(trainer|training)_.*|.*_results\.json"
+    r"config\.json|.*\.index\.json|adapter_.*|lora_train_meta\.json|consolidated.*|params\.json|(trainer|training)_.*|.*_results\.json"
     r"|(scheduler|optimizer|random_states|rng_state|scaler).*|.*\.manifest\.json|quantize_config\.json"
     r"|metrics_data.*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|onnx|ot|pkl|npz|npy|py|model_data)"
     r"|global_step.*|model_index\.json"

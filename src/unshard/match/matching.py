@@ -12,6 +12,7 @@ from unshard.match.config_edits import (
     check_edits,
     dtype_edits,
     quantisation_edits,
+    spelling_edits,
     tie_edits,
 )
 from unshard.match.draft import Draft, new_draft
@@ -91,6 +92,7 @@ def _config_edits(draft: Draft, base: Base, tensors: Mapping[str, Tensor]) -> di
         **vocabulary_edits(shapes, config, draft.resize),
         **tie_edits(config, tied=draft.tied, diverged=draft.diverged),
         **cache_edits(config),
+        **spelling_edits(config),
         **quantisation_edits(config, plain=not any(map(quantisation_kind, tensors))),
         **draft.outline.restored.edits,
     }
@@ -123,7 +125,11 @@ def _decisions(draft: Draft, tensors: Mapping[str, Tensor]) -> Iterator[Decision
 def _reasons(outline: Outline, name: str, source: str, parts: int) -> Iterator[str]:
     """Yield what was done to a tensor of the checkpoint to make a source of it."""
     together = len(outline.origins(source))
-    if parts > 1:
+    made = (source,) if outline.regrouped is None else outline.regrouped.origins[source]
+    done = [outline.restored.reasons[each] for each in made if each in outline.restored.reasons]
+    if done:
+        yield done[0]
+    elif parts > 1:
         yield f"one of {parts} parts of it"
     elif together > 1:
         yield f"put together with {together - 1} more"

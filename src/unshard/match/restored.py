@@ -40,6 +40,7 @@ class Restored:
         dropped: Names in the checkpoint that nothing is made of, and why.
         edits: Keys of config.json, dotted, that become untrue, and their new values; None removes one.
         findings: What a person should know.
+        reasons: What was done to make a tensor, in words, by its name; nothing where it is only renamed.
     """
 
     tensors: Mapping[str, DescribedTensor]
@@ -47,6 +48,7 @@ class Restored:
     dropped: Mapping[str, str] = field(default_factory=dict)
     edits: Mapping[str, object] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 Stage = Callable[[Restored, Checkpoint, Base | None, Choices], Restored]

@@ -7,16 +7,20 @@ does not recognise anything returns what it was given.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from unshard.base import Base
 from unshard.checkpoint import Checkpoint
+from unshard.match.adapters import undo_adapters
 from unshard.match.restored import Choices, Restored, Stage
 from unshard.match.schemes import undo_scheme
+from unshard.tensors import DescribedTensor
 
-__all__ = ["STAGES", "Choices", "Restored", "Stage", "restore"]
+__all__ = ["STAGES", "Choices", "Restored", "Stage", "restore", "restore_base"]
 
 # In this order: what is quantised is a plain weight before an adapter is merged into it, and both have
 # their own names before these are changed.
-STAGES: tuple[Stage, ...] = (undo_scheme,)
+STAGES: tuple[Stage, ...] = (undo_adapters, undo_scheme)
 
 
 def restore(checkpoint: Checkpoint, base: Base | None, choices: Choices) -> Restored:
@@ -31,3 +35,17 @@ def restore(checkpoint: Checkpoint, base: Base | None, choices: Choices) -> Rest
     for stage in STAGES:
         restored = stage(restored, checkpoint, base, choices)
     return restored
+
+
+def restore_base(
+    tensors: Mapping[str, DescribedTensor], checkpoint: Checkpoint, base: Base
+) -> Mapping[str, DescribedTensor]:
+    """Return the base's own weights as an adapter finds them: after every stage that comes before its own.
+
+    Raises:
+        UnsupportedLayoutError: It is recognised what was done to them, and not how to undo it.
+    """
+    restored = Restored(tensors, {name: (name,) for name in tensors})
+    for stage in STAGES[: STAGES.index(undo_adapters)]:
+        restored = stage(restored, checkpoint, base, Choices())
+    return restored.tensors

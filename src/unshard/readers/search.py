@@ -26,7 +26,9 @@ from unshard.readers.layouts import (
     dcp,
     fairscale,
     hugging_face,
+    meta,
     other_layouts,
+    peft_adapter,
     rank_files,
     sharded_safetensors,
     state_dict,
@@ -39,9 +41,11 @@ from unshard.readers.training_files import training_kind
 # Every layout, in this order. A file that one of them claims is not shown to those after it.
 READERS: tuple[Reader, ...] = (
     dcp,
+    peft_adapter,
     hugging_face,
     sharded_safetensors,
     fairscale,
+    meta,
     other_layouts,
     rank_files,
     state_dict,

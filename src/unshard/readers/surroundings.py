@@ -29,6 +29,9 @@ _SIDE_FILE = re.compile(
     r"(config|generation_config|special_tokens_map|added_tokens|vocab|tekken|chat_template)\.json"
     r"|tokenizer.*|.*(processor|preprocessor)_config\.json|merges\.txt|vocab\.txt|.+\.(jinja|model|spm|tiktoken)"
 )
+# What tells the scale of an adapter; it lies with the tensors, or where the run keeps what all steps share.
+_ADAPTER_FILES = ("adapter_config.json", "lora_train_meta.json")
+_ADAPTER_FOLDER = "lora_adapter"  # verl's copy of the adapter, beside the files of ranks
 _LARGEST_JSON = 1 << 20
 
 
@@ -81,10 +84,10 @@ def _base_hints(folder: Folder, tree: Tree, training: TrainingParameters | None)
         if "config.json" in place.files:
             yield BaseHint(str(place.path), f"config.json in `{place.path.name}/` beside the tensors")
     yield from base_names(training)
-    if "adapter_config.json" in folder.files:
-        base = _read_json(folder.at("adapter_config.json")).get("base_model_name_or_path")
-        if isinstance(base, str) and base:
-            yield BaseHint(base, "base_model_name_or_path in adapter_config.json")
+    adapter = _adapter_files(folder, tree).get("adapter_config.json")
+    base = None if adapter is None else _read_json(adapter).get("base_model_name_or_path")
+    if isinstance(base, str) and base:
+        yield BaseHint(base, "base_model_name_or_path in adapter_config.json")
 
 
 def _model_folders(folder: Folder, tree: Tree) -> Iterator[Folder]:
@@ -100,6 +103,16 @@ def _side_files(folder: Folder, tree: Tree) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (folder, *_model_folders(folder, tree)):
         found = {name: place.at(name) for name in place.files if _SIDE_FILE.fullmatch(name)} | found
+    return found | _adapter_files(folder, tree)
+
+
+def _adapter_files(folder: Folder, tree: Tree) -> dict[str, Path]:
+    """Return the files that tell an adapter's scale: the nearest of each, from the tensors up to the run."""
+    found: dict[str, Path] = {}
+    for place in tree.upwards(folder.path):
+        inner = [tree.look_into(place.path / _ADAPTER_FOLDER)] if _ADAPTER_FOLDER in place.folders else []
+        for each in (place, *inner):
+            found = {name: each.at(name) for name in _ADAPTER_FILES if name in each.files} | found
     return found
 
 
