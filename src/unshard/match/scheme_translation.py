@@ -69,9 +69,9 @@ class Translation:
         return [name for job in self.jobs for (name,) in job.targets([1] * len(job.row.ours))]
 
     @property
-    def work(self) -> frozenset[Job]:
-        """The jobs, of which two families may have the same."""
-        return frozenset(self.jobs)
+    def work(self) -> frozenset[tuple[object, ...]]:
+        """What is made of what, and how: two families may ask for the same."""
+        return frozenset((job.sources, job.row.ours, job.numbers, job.row.steps) for job in self.jobs)
 
 
 def translation_of(reading: Reading) -> Translation:

@@ -60,4 +60,4 @@ _MIXTRAL = Family(
     ("mixtral",),
 )
 
-META = Scheme("meta", "Meta (and of torchtitan's Llama before April 2026)", (_LLAMA, _MIXTRAL))
+META = Scheme("meta", "Meta or torchtitan (before April 2026)", (_LLAMA, _MIXTRAL))
