@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.module_kinds import place_of
 from unshard.checks.values_change import deltas_of
-from unshard.checks.values_numbers import is_weight
+from unshard.checks.values_numbers import impossible_numbers, is_weight
 from unshard.checks.values_orders import order_of
 from unshard.checks.values_places import PlacesOfBase
 from unshard.errors import InputError, listed
@@ -21,9 +21,11 @@ _LOOKED_AT = 0.8
 _FEWEST_IN_MATRIX = 256
 # The weights of norms have a cosine near one with any others, so their distance is what counts.
 _LOOKED_AT_DISTANCE = 0.05
-# Of n numbers, cosines with an unrelated tensor are within 4 / sqrt(n): 0.06 for 4096 of them.
-_UNRELATED, _FEWEST_TO_TELL = 0.1, 4096
+# Cosines of n numbers with an unrelated tensor have a deviation of 1 / sqrt(n): 0.03 for 1024 of them.
+_UNRELATED, _FEWEST_TO_TELL = 0.1, 1024
 _RELATED = 0.5
+# Weights that begin near zero grow in training until nothing is left of how they began.
+_GROWN = 4.0
 _MOST_LOOKED_AT = 1024
 _FIRST_LOOK = 24
 _AGAIN = (
@@ -77,7 +79,7 @@ def find_arrangement(evidence: Evidence) -> Iterator[Finding]:
     yield from _exchanged(found.held)
     yield from _out_of_order(found.held)
     yield from _reordered(found.orders, deltas)
-    yield from _random(rest)
+    yield from _random({name: delta for name, delta in rest.items() if not _is_broken(evidence, name)})
 
 
 def _far_vectors(evidence: Evidence, deltas: dict[str, Delta]) -> list[str]:
@@ -141,12 +143,19 @@ def _unrelated(deltas: dict[str, Delta]) -> Finding:
     )
 
 
+def _is_broken(evidence: Evidence, name: str) -> bool:
+    """Return whether the numbers of a tensor are wrong by themselves, which is told elsewhere."""
+    numbers = evidence.measured[name].statistics
+    return numbers.is_constant or bool(impossible_numbers(numbers, evidence.tensors[name]))
+
+
 def _random(rest: dict[str, Delta]) -> Iterator[Finding]:
     """Yield the matrices that have nothing in common with the base's, while the others have."""
     found = {
         name: delta
         for name, delta in rest.items()
-        if delta.count >= _FEWEST_TO_TELL and delta.cosine < _UNRELATED and delta.norm and delta.other_norm
+        if delta.count >= _FEWEST_TO_TELL and delta.cosine < _UNRELATED
+        if delta.norm < _GROWN * delta.other_norm < _GROWN**2 * delta.norm
     }
     if found:
         name = min(found, key=lambda each: found[each].cosine)

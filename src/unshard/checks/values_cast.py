@@ -13,6 +13,7 @@ from unshard.errors import listed
 from unshard.findings import Finding, finding
 from unshard.measures import Statistics
 from unshard.recipes.ties import has_row_per_token
+from unshard.sizes import counted
 from unshard.tensors import CastTensor
 
 # Of the elements that training changed; a dtype that loses less loses what nobody misses.
@@ -94,7 +95,8 @@ def find_overflow(evidence: Evidence) -> Iterator[Finding]:
         yield finding(
             "U407",
             subject=f"cast to {dtype}",
-            saw=f"at least {sum(found.values()):,} numbers of {listed(list(found))} become infinite;"
+            saw=f"at least {counted(sum(found.values()), 'number')} of {listed(list(found))}"
+            " would become infinite;"
             f" the largest of {name} is {peak:.6g}",
             expected=f"less than {_limits(dtype).overflow:g}",
             remedy="Cast to a dtype with a larger range: --dtype bfloat16, or --dtype keep.",

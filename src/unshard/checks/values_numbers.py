@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.module_kinds import by_kind, place_of
 from unshard.errors import listed
 from unshard.findings import Finding, finding
 from unshard.measures import Measurement, Statistics
+from unshard.sizes import counted
 from unshard.tensors import CastTensor, Tensor
 
 AGAIN = "Take an earlier step of the run (--step), or save the model again."
@@ -56,19 +57,16 @@ def constant_norms(evidence: Evidence) -> list[Statistics]:
 def find_not_finite(evidence: Evidence) -> Iterator[Finding]:
     """Yield that numbers are not finite, and where."""
     broken = {name: m.statistics for name, m in evidence.measured.items() if _is_not_finite(m.statistics)}
-    if not broken:
-        return
-    parts = [
-        f"{name} has {s.nans:,} NaN and {s.infinities:,} infinite of {s.count:,}"
-        for name, s in broken.items()
-    ]
-    yield finding(
+    yield from together(
         "U801",
-        subject=next(iter(broken)) if len(broken) == 1 else f"{len(broken):,} tensors",
-        saw="; ".join(parts[:6]) + (f"; and {len(parts) - 6:,} more tensors" if len(parts) > 6 else ""),
-        expected="finite numbers",
-        remedy=f"Training diverged, or memory was damaged: nothing can be computed with these. {AGAIN}",
+        {name: _told_not_finite(numbers) for name, numbers in broken.items()},
+        f"Training diverged, or memory was damaged: nothing can be computed with these. {AGAIN}",
     )
+
+
+def _told_not_finite(numbers: Statistics) -> str:
+    kinds = ((numbers.nans, "NaN"), (numbers.infinities, "infinite"))
+    return f"{' and '.join(f'{n:,} {kind}' for n, kind in kinds if n)} of {counted(numbers.count, 'number')}"
 
 
 def _is_not_finite(numbers: Statistics) -> bool:
@@ -82,10 +80,9 @@ def find_all_zero(evidence: Evidence) -> Iterator[Finding]:
     zero = [name for name, m in evidence.measured.items() if 0 < m.statistics.count == m.statistics.zeros]
     layers = by_kind(evidence.measured)
     found = [name for name in zero if _must_not_be_zero(evidence, name, layers)]
-    yield from _together(
+    yield from together(
         "U802",
-        found,
-        lambda name: f"all {evidence.measured[name].statistics.count:,} numbers of {name}",
+        {name: f"all of {counted(evidence.measured[name].statistics.count, 'number')}" for name in found},
         "A tensor was not gathered, or its bytes were never written. " + AGAIN,
     )
 
@@ -124,10 +121,9 @@ def find_constant(evidence: Evidence) -> Iterator[Finding]:
         and (measured.delta is None or measured.delta.changed > 0)
         and not _MAY_BE_CONSTANT.search(name)
     ]
-    yield from _together(
+    yield from together(
         "U804",
-        found,
-        lambda name: f"{name} is {evidence.measured[name].statistics.maximum:g} everywhere",
+        {name: f"{evidence.measured[name].statistics.maximum:g} everywhere" for name in found},
         "A buffer was written before it was filled. " + AGAIN,
     )
 
@@ -141,32 +137,31 @@ def find_impossible(evidence: Evidence) -> Iterator[Finding]:
             continue
         if measured.delta is not None and measured.delta.changed == 0:
             continue  # the base is so
-        problem = _impossible(measured.statistics, tensor)
+        problem = impossible_numbers(measured.statistics, tensor)
         if problem:
-            found[name] = f"{problem} in {name}"
-    yield from _together(
+            found[name] = problem
+    yield from together(
         "U805",
-        list(found),
-        found.__getitem__,
+        found,
         "A bit was flipped on a disk or on the way, or memory was saved that held something else. " + AGAIN,
     )
 
 
-def _impossible(numbers: Statistics, tensor: Tensor) -> str:
+def impossible_numbers(numbers: Statistics, tensor: Tensor) -> str:
     """Return what no trained weight looks like, in words; nothing where all is well."""
     bins, count = numbers.magnitudes, sum(number for _, number in numbers.magnitudes)
     if not bins:
         return ""
     peak = max(abs(numbers.minimum), abs(numbers.maximum))
     huge = sum(number for exponent, number in bins if exponent >= _TOO_LARGE)
-    if huge and _median_exponent(bins, count) < _USUAL:
-        return f"{huge:,} of {numbers.count:,} numbers beyond {2**_TOO_LARGE:,}, up to {peak:.3g},"
+    if huge and median_exponent(bins) < _USUAL:
+        return f"{huge:,} of {numbers.count:,} numbers beyond {2**_TOO_LARGE:,}, up to {peak:.3g}"
     if _stored(tensor).dtype.name in _WIDE and numbers.subnormals > _MOST_SUBNORMALS * numbers.count:
         return f"{numbers.subnormals:,} of {numbers.count:,} numbers too small to be normal"
     above = _above_gap(bins)
     if numbers.count >= _FEWEST_FOR_GAP and 0 < above <= min(_MOST_ABOVE_GAP, count // 64):
         larger = f"{2**_GAP} times larger than all others"
-        return f"{above:,} of {numbers.count:,} numbers {larger}, up to {peak:.3g},"
+        return f"{above:,} of {numbers.count:,} numbers {larger}, up to {peak:.3g}"
     return ""
 
 
@@ -175,8 +170,9 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.source if isinstance(tensor, CastTensor) else tensor
 
 
-def _median_exponent(bins: tuple[tuple[int, int], ...], count: int) -> int:
-    done = 0
+def median_exponent(bins: tuple[tuple[int, int], ...]) -> int:
+    """Return the power of two below which half of the magnitudes lie; there must be one."""
+    done, count = 0, sum(number for _, number in bins)
     for exponent, number in bins:
         done += number
         if 2 * done >= count:
@@ -194,12 +190,21 @@ def _above_gap(bins: tuple[tuple[int, int], ...]) -> int:
     return 0
 
 
-def _together(code: str, names: list[str], told: Callable[[str], str], remedy: str) -> Iterator[Finding]:
-    """Yield one finding about all tensors that have the same thing wrong."""
-    if names:
-        subject = names[0] if len(names) == 1 else f"{len(names):,} tensors"
-        saw = told(names[0]) + (f"; also {listed(names[1:])}" if names[1:] else "")
-        yield finding(code, subject=subject, saw=saw, remedy=remedy)
+def together(code: str, found: Mapping[str, str], remedy: str) -> Iterator[Finding]:
+    """Yield one finding about all tensors that have the same thing wrong.
+
+    Args:
+        code: Its code.
+        found: What is wrong with each of them, by name.
+        remedy: What to do.
+    """
+    if not found:
+        return
+    (first, told), names = next(iter(found.items())), list(found)
+    subject, saw = first, told
+    if names[1:]:
+        subject, saw = f"{len(names):,} tensors", f"{first}: {told}; also {listed(names[1:])}"
+    yield finding(code, subject=subject, saw=saw, remedy=remedy)
 
 
 CHECKS = (

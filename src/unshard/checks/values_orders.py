@@ -28,6 +28,7 @@ _ROWS, _COLUMNS = 32, 64
 _PARTS = (2, 3, 4, 6, 8, 12, 16)
 _MOST_EXPERTS = 1024
 _FEWEST_IN_PART = 16
+_LEAST_SAMPLE = 128
 
 
 def order_of(ours: Tensor, base: Tensor, config: Config | None) -> tuple[str, str] | None:
@@ -38,9 +39,13 @@ def order_of(ours: Tensor, base: Tensor, config: Config | None) -> tuple[str, st
     """
     if len(ours.shape) == 2 and _is_transposed(ours, base):
         return "U819", "is the base's transposed"
-    for words, heads, order in _row_orders(ours.shape, config):
-        if _rows_fit(ours, base, order):
-            return ("U818" if heads > 1 else "U820"), words
+    fits = [
+        (_rows_fit(ours, base, order), words, heads)
+        for words, heads, order in _row_orders(ours.shape, config)
+    ]
+    best = max(fits, default=(0.0, "", 0))  # orders for few heads and for many have rows in common
+    if best[0]:
+        return ("U818" if best[2] > 1 else "U820"), best[1]
     for dimension in range(min(2, len(ours.shape))):
         parts = _parts_order(ours, base, dimension)
         if parts is not None:
@@ -73,33 +78,35 @@ def _row_orders(shape: Shape, config: Config | None) -> Iterator[tuple[str, int,
     for heads in dict.fromkeys([each for each in counts if each and each > 0] + [1]):
         if shape[0] % (2 * heads) or shape[0] < 4 * heads:
             continue
-        what = f"rows of each of {heads} heads" if heads > 1 else "rows"
         pairs = rows.reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1)
         halves = rows.reshape(heads, -1, 2).transpose(0, 2, 1).reshape(-1)
-        yield f"has the {what} in pairs, where the base has halves", heads, pairs
-        yield f"has the {what} in halves, where the base has pairs", heads, halves
+        if heads == 1:
+            yield "has rows of the base's two halves by turns", heads, pairs
+            yield "has every other row of the base first", heads, halves
+        else:
+            yield f"has the rows of {heads} heads as Meta's format has them, not permuted", heads, pairs
+            yield f"has the rows of {heads} heads permuted once more than the base's", heads, halves
 
 
 _HEADS = ("attention", "key_value")
 
 
-def _rows_fit(ours: Tensor, base: Tensor, order: np.ndarray) -> bool:
-    """Return whether sampled rows of a tensor are those of the base in this order, and not in its own."""
+def _rows_fit(ours: Tensor, base: Tensor, order: np.ndarray) -> float:
+    """Return how well sampled rows are the base's in this order; 0.0 unless much better than in theirs."""
     import numpy as np
 
+    moved = np.flatnonzero(order != np.arange(len(order)))
     if len(ours.shape) == 1:
         a, b = read_box(ours, Box.whole(ours.shape)), read_box(base, Box.whole(base.shape))
-        return len(a) >= _FEWEST_IN_PART and 4 * np.linalg.norm(a - b[order]) < np.linalg.norm(a - b)
-    moved = np.flatnonzero(order != np.arange(len(order)))
+        far, near = float(np.linalg.norm(a - b)), float(np.linalg.norm(a - b[order]))
+        return 1.0 - near / far if len(a) >= _FEWEST_IN_PART and 4 * near < far else 0.0
     if not len(moved):
-        return False
+        return 0.0
     rows = moved[np.linspace(0, len(moved) - 1, min(_ROWS, len(moved))).astype(int)]
     a = np.stack([_row(ours, row) for row in rows])
-    straight, crossed = (
-        np.stack([_row(base, row) for row in rows]),
-        np.stack([_row(base, order[row]) for row in rows]),
-    )
-    return a.size >= 128 and cosine_of(a, crossed) > max(ALIKE, cosine_of(a, straight) + ALIKE / 2)
+    straight = cosine_of(a, np.stack([_row(base, row) for row in rows]))
+    crossed = cosine_of(a, np.stack([_row(base, order[row]) for row in rows]))
+    return crossed if a.size >= _LEAST_SAMPLE and crossed > max(ALIKE, straight + ALIKE / 2) else 0.0
 
 
 def _row(tensor: Tensor, row: int) -> np.ndarray:
@@ -149,7 +156,7 @@ def _best_parts(ours: np.ndarray, base: np.ndarray) -> list[int] | None:
     """Return which part of the base each part is, or None unless every one is clearly another's own."""
     import numpy as np
 
-    if ours.shape[1] < 128:
+    if ours.shape[1] < _LEAST_SAMPLE:
         return None
     lengths = [np.linalg.norm(each, axis=1, keepdims=True) for each in (ours, base)]
     if not all(np.isfinite(each).all() and each.all() for each in lengths):

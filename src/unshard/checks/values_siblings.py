@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping
 
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.module_kinds import by_kind
-from unshard.checks.values_numbers import AGAIN, constant_norms, is_weight
-from unshard.errors import listed
+from unshard.checks.values_numbers import (
+    AGAIN,
+    constant_norms,
+    impossible_numbers,
+    is_weight,
+    median_exponent,
+    together,
+)
 from unshard.findings import Finding, finding
 from unshard.measures import Measurement
 from unshard.recipes.ties import shared_pairs
+from unshard.tensors import Tensor
 
 # Computed alike wherever they are needed: positions, frequencies, masks, filters, the decay of a Mamba.
 _COMPUTED = re.compile(
@@ -21,10 +27,12 @@ _COMPUTED = re.compile(
 )
 # 1024 numbers of two trained tensors are not equal bit for bit by accident.
 _FEWEST = 1024
-# Deviations of one kind of matrix differ between layers by what depth and training make of them, a few
-# times; never 64 times. No matrix that training has touched has a deviation outside of 2**-26 to 2**12.
-_FAR, _LEAST_SIBLINGS = 6.0, 4
-_SMALLEST, _LARGEST = 2.0**-26, 2.0**12
+# The scale of one kind of matrix differs between layers by what depth and training make of it, a few
+# times; never by more than 2**6. No matrix that training has touched is outside of 2**-26 to 2**12. Scales
+# are powers of two below which half of the numbers lie, so that a few wild numbers do not move them.
+_FAR, _LEAST_SIBLINGS = 6, 4
+_SMALLEST, _LARGEST = -26, 12
+_AS_IN_BASE = 0.5
 
 
 def find_copies(evidence: Evidence) -> Iterator[Finding]:
@@ -68,58 +76,49 @@ def _untied(names: list[str], tied: set[frozenset[str]]) -> list[str]:
 
 def find_scales(evidence: Evidence) -> Iterator[Finding]:
     """Yield matrices whose numbers are larger or smaller than those of their kind by orders of magnitude."""
-    weights = [
-        name
+    scales = {
+        name: median_exponent(evidence.measured[name].statistics.magnitudes)
         for name, tensor in evidence.tensors.items()
-        if name in evidence.measured
-        and is_weight(tensor)
-        and "lora_" not in name
-        and tensor.dtype.itemsize > 1
-    ]
-    deviations = {
-        name: evidence.measured[name].statistics.deviation
-        for name in weights
-        if evidence.measured[name].statistics.count >= _FEWEST and not _is_like_base(evidence, name)
+        if name in evidence.measured and is_weight(tensor) and _has_scale(tensor, evidence.measured[name])
+        if "lora_" not in name
     }
-    found = {**_impossible(deviations), **_unlike_siblings(deviations)}
-    if found:
-        name = max(found, key=lambda each: abs(math.log2(deviations[each] / found[each])))
-        yield finding(
-            "U807",
-            subject=name if len(found) == 1 else f"{len(found):,} tensors",
-            saw=f"{name} has a standard deviation of {deviations[name]:.3g}"
-            + (f"; also {listed([each for each in found if each != name])}" if len(found) > 1 else ""),
-            expected=f"about {found[name]:.3g}, as its kind has in other layers",
-            remedy="A scale was applied twice or left out (quantised weights, a merge), or the numbers were"
-            " read in another dtype than they were written in. " + AGAIN,
-        )
+    found = {**_impossible(scales), **_unlike_siblings(scales)}
+    yield from together(
+        "U807",
+        {
+            name: f"half of the numbers are below {2.0 ** (scales[name] + 1):.3g}, {why}"
+            for name, why in found.items()
+        },
+        "A scale was applied twice or left out (quantised weights, a merge), or the numbers were read in"
+        " another dtype than they were written in. " + AGAIN,
+    )
 
 
-def _is_like_base(evidence: Evidence, name: str) -> bool:
-    """Return whether the base says that a scale is right."""
-    delta = evidence.measured[name].delta
-    return delta is not None and delta.relative < 0.5
+def _has_scale(tensor: Tensor, measured: Measurement) -> bool:
+    """Return whether a tensor has a scale to speak of, and the base does not say that it is right."""
+    numbers, delta = measured.statistics, measured.delta
+    if numbers.count < _FEWEST or not numbers.magnitudes or tensor.dtype.itemsize == 1:
+        return False
+    is_as_in_base = delta is not None and delta.relative < _AS_IN_BASE
+    return not is_as_in_base and not impossible_numbers(numbers, tensor)
 
 
-def _impossible(deviations: Mapping[str, float]) -> dict[str, float]:
-    """Return tensors with a scale that training does not make, and one that is usual."""
-    return {
-        name: 0.02
-        for name, deviation in deviations.items()
-        if not (_SMALLEST <= deviation <= _LARGEST) and deviation
-    }
+def _impossible(scales: Mapping[str, int]) -> dict[str, str]:
+    """Return tensors with a scale that training does not make, and why."""
+    usual = f"outside of what training makes, {2.0**_SMALLEST:.3g} to {2.0**_LARGEST:g}"
+    return {name: usual for name, scale in scales.items() if not _SMALLEST <= scale <= _LARGEST}
 
 
-def _unlike_siblings(deviations: Mapping[str, float]) -> dict[str, float]:
-    """Return tensors with another scale than their siblings, and the siblings' median."""
-    found: dict[str, float] = {}
-    for names in by_kind(name for name, deviation in deviations.items() if deviation > 0.0).values():
+def _unlike_siblings(scales: Mapping[str, int]) -> dict[str, str]:
+    """Return tensors with another scale than their siblings, and what that is."""
+    found: dict[str, str] = {}
+    for names in by_kind(scales).values():
         if len(names) < _LEAST_SIBLINGS:
             continue
-        median = statistics.median(deviations[name] for name in names)
-        far = {name: median for name in names if abs(math.log2(deviations[name] / median)) > _FAR}
+        median = statistics.median(scales[name] for name in names)
+        far = [name for name in names if abs(scales[name] - median) > _FAR]
         if 4 * len(far) <= len(names):
-            found |= far
+            found |= dict.fromkeys(far, f"those of its kind in other layers below {2.0 ** (median + 1):.3g}")
     return found
 
 
