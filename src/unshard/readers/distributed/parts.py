@@ -29,7 +29,7 @@ class DistributedTensor:
     """One rank's part of a tensor.
 
     Attributes:
-        kind: The class of torch it was.
+        kind: The class of torch it was, or what says that it is a part.
         shape: Elements of the whole tensor along every dimension.
         dtype: Number format.
         pieces: What the rank holds of it; none where it holds nothing.
@@ -39,7 +39,7 @@ class DistributedTensor:
         everything: The boxes of all ranks, where the file tells them; empty where it does not.
     """
 
-    kind: Literal["DTensor", "ShardedTensor"]
+    kind: Literal["DTensor", "ShardedTensor", "part by tensor parallelism"]
     shape: tuple[int, ...]
     dtype: DType
     pieces: Sequence[LocalPiece]
