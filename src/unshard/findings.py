@@ -219,7 +219,6 @@ RULES: dict[str, Rule] = {
     "U821": Rule(_WARNING, "Weights are the base's times a factor"),
     "U822": Rule(_ERROR, "Norm weights are off by one"),
     "U823": Rule(_WARNING, "Frozen layers have changed"),
-    "U824": Rule(_ERROR, "The adapter was merged with another scale than its configuration says"),
     "U901": Rule(_ERROR, "The folder does not hold the model, so it cannot be mended"),
     "U902": Rule(_ERROR, "Several files hold tensors of one name"),
     "U903": Rule(_ERROR, "A file of weights cannot be read"),

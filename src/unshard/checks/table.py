@@ -14,6 +14,12 @@ from unshard.checks import (
     shapes,
     tied_weights,
     tokens,
+    values_arrangement,
+    values_cast,
+    values_change,
+    values_numbers,
+    values_siblings,
+    values_tails,
     weight_files,
 )
 from unshard.checks.evidence import Check, Evidence
@@ -30,6 +36,12 @@ CHECKS: tuple[Check, ...] = (
     *against_base.CHECKS,
     *model_class.CHECKS,
     *serving.CHECKS,
+    *values_numbers.CHECKS,
+    *values_tails.CHECKS,
+    *values_siblings.CHECKS,
+    *values_cast.CHECKS,
+    *values_change.CHECKS,
+    *values_arrangement.CHECKS,
 )
 
 
