@@ -17,6 +17,7 @@ from unshard.plan import OutputFile
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.recipes.families import Sizes, family_of, sizes_of
 from unshard.recipes.known_models import nearest_model
+from unshard.recipes.schemes import detect_scheme
 from unshard.recipes.ties import shared_pairs
 from unshard.recipes.wrappers import WRAPPERS, without_segments, wrappers_in
 from unshard.sizes import parse_size
@@ -73,11 +74,13 @@ class ModelGuess:
 
     Attributes:
         family: Whose names these are, or None.
+        scheme: The naming scheme of another project whose names these are, or None.
         sizes: Layers, widths, vocabulary.
         nearest: The well-known model of these sizes, or None.
     """
 
     family: str | None
+    scheme: str | None
     sizes: Sizes
     nearest: str | None
 
@@ -221,8 +224,10 @@ def _plain_names(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _guess_model(checkpoint: Checkpoint) -> ModelGuess:
     shapes = {plain: checkpoint.tensors[name].shape for plain, name in _plain_names(checkpoint).items()}
-    family, sizes = family_of(shapes), sizes_of(shapes)
-    return ModelGuess(family.title if family else None, sizes, nearest_model(sizes))
+    family, scheme, sizes = family_of(shapes), detect_scheme(shapes), sizes_of(shapes)
+    return ModelGuess(
+        family.title if family else None, scheme.name if scheme else None, sizes, nearest_model(sizes)
+    )
 
 
 def _ties(checkpoint: Checkpoint) -> tuple[Tie, ...]:

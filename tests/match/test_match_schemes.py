@@ -166,7 +166,7 @@ def test_a_file_beside_the_checkpoint_that_means_nothing_tells_nothing(text: str
 
 def test_a_base_and_a_file_that_count_other_heads_are_refused(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text('{"n_heads": 3, "n_kv_heads": 1}')
-    with pytest.raises(BaseModelError, match="6 heads, 2 of keys.*3 heads, 1 of keys"):
+    with pytest.raises(BaseModelError, match=r"6 heads, 2 of keys.*3 heads, 1 of keys"):
         undone(llama(tmp_path), base_with(tmp_path, num_attention_heads=6, num_key_value_heads=2))
 
 

@@ -84,6 +84,7 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         ("model", [_model(result)]),
         ("tensors", [total, *groups]),
         ("inside", [f"container `{'.'.join(result.container)}`"] if result.container else []),
+        ("names", [f"of {result.model.scheme}, translated with a base"] if result.model.scheme else []),
         ("wrappers", [f"{segment} in {counted(n, 'name')}" for segment, n in result.wrappers.items()]),
         ("tied", [f"{t.repeated} = {t.kept}{_storage(one=t.one_storage)}" for t in result.ties]),
         ("training", [f"{key}: {value}" for key, value in result.precision.items()]),
