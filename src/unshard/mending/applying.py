@@ -33,7 +33,7 @@ def require_mendable(plan: MendPlan) -> None:
         OutputPermissionError: They, or the folder, may not be written, or belong to somebody else.
         NoSpaceError: There is no room for what is written.
     """
-    if not os.access(plan.path, os.W_OK | os.X_OK):
+    if not _may_write(plan.path):
         raise OutputPermissionError(plan.path, "may not be changed by this user", hint=_elsewhere(plan))
     for name in _changed_names(plan):
         _require_own(plan, plan.path / name)
@@ -60,9 +60,13 @@ def _require_own(plan: MendPlan, path: Path) -> None:
             hint=_elsewhere(plan),
         )
     is_ours = status.st_uid == os.geteuid() or os.geteuid() == 0
-    if not is_ours or not os.access(path, os.W_OK):
+    if not is_ours or not _may_write(path):
         owner = f"mode {stat.filemode(status.st_mode)}, owner {status.st_uid}"
         raise OutputPermissionError(path, "may not be changed by this user", saw=owner, hint=_elsewhere(plan))
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _require_alone(plan: MendPlan, path: Path) -> None:

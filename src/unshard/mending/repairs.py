@@ -5,13 +5,15 @@ A repair knows nothing of the others. Those of the weights are decided where the
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unshard.base import Base
 from unshard.base.configuration import TIE_FLAG, Config, places_of, text_levels, tie_flag
-from unshard.base.side_files import code_files_of, is_tokenizer_file, makes_tokenizer
+from unshard.base.side_files import code_files_of, is_side_file, is_tokenizer_file, makes_tokenizer
 from unshard.errors import listed
 from unshard.findings import Finding, finding
 from unshard.match.config_edits import (
@@ -132,30 +134,51 @@ def _mend_quantisation(_scene: Scene, config: Config, tensors: Tensors) -> Itera
 def _mend_files(scene: Scene, _config: Config, _tensors: Tensors) -> Iterator[Repair | Finding]:
     """Tokenizer, processor, settings of generation and chat template, from the base."""
     there, base = scene.names, scene.base
-    if base is None:
-        if not makes_tokenizer(there):
-            yield finding(
-                "U905",
-                subject="tokenizer",
-                saw="no file that a tokenizer can be made of, and no base",
-                expected="tokenizer.json or tokenizer.model",
-                remedy="Name the model that training started from with --base.",
-            )
-        return
-    needed = {name: path for name, path in base.side_files.items() if _NEEDED.fullmatch(name)}
+    needed = {} if base is None else _needed(scene, base)
+    missing = {name: needed[name] for name in sorted(needed.keys() - there)}
+    if missing and base is not None:
+        why = f"missing or not readable in the folder, and the base `{base.reference}` has them"
+        what = f"{counted(len(missing), 'file')} added: {listed(list(missing))}"
+        yield Repair("files", what, why, added=missing)
+    if not makes_tokenizer({*there, *missing}):
+        yield finding(
+            "U905",
+            subject="tokenizer",
+            saw="no file that a tokenizer can be made of, and no base"
+            + ("" if base is None else " that has one"),
+            expected="tokenizer.json or tokenizer.model",
+            remedy="Name the model that training started from with --base.",
+        )
+    for file in scene.folder.unreadable:
+        if file.name.endswith(".json") and not file.name.endswith(".index.json") and file.name not in missing:
+            yield finding("U909", subject=file.name, saw=file.problem, remedy=file.hint)
+
+
+def _needed(scene: Scene, base: Base) -> dict[str, Path]:
+    """Return the files of the base that the folder needs, whether it has them or not."""
+    there, files = scene.names, base.side_files
+    needed = {name: path for name, path in files.items() if _NEEDED.fullmatch(name)}
     if not makes_tokenizer(there):
-        needed |= {name: path for name, path in base.side_files.items() if is_tokenizer_file(name)}
+        needed |= {name: path for name, path in files.items() if is_tokenizer_file(name)}
     if scene.folder.chat_template is None:
-        needed |= {name: path for name, path in base.side_files.items() if _TEMPLATE.fullmatch(name)}
+        needed |= {name: path for name, path in files.items() if _TEMPLATE.fullmatch(name)}
     if "auto_map" in (scene.config or {}):
         needed |= code_files_of(base.path)
     if CONFIG not in there:
         needed[CONFIG] = base.path / CONFIG
-    missing = {name: needed[name] for name in sorted(needed.keys() - there)}
-    if missing:
-        why = f"missing or not readable in the folder, and the base `{base.reference}` has them"
-        what = f"{counted(len(missing), 'file')} added: {listed(list(missing))}"
-        yield Repair("files", what, why, added=missing)
+    for file in scene.folder.unreadable:
+        path = base.path / file.name
+        is_same = not is_tokenizer_file(file.name) or _is_tokenizer_of(scene, base)
+        if is_side_file(file.name) and path.is_file() and is_same:
+            needed[file.name] = path
+    return needed
+
+
+def _is_tokenizer_of(scene: Scene, base: Base) -> bool:
+    """Return whether the vocabulary of the folder is the base's, so that files of both may be mixed."""
+    own = [name for name in scene.names if makes_tokenizer([name])]
+    pairs = [(scene.folder.path / name, base.path / name) for name in own]
+    return all(b.is_file() and filecmp.cmp(a, b, shallow=False) for a, b in pairs)
 
 
 def _is_plain(tensors: Tensors) -> bool:

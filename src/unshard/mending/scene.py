@@ -7,6 +7,8 @@ proofs as in a conversion.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -39,6 +41,7 @@ _EMBEDDINGS = frozenset(
         "transformer.wte.weight",
     )
 )
+_NORM = re.compile(r"norm|(^|\.)ln_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +174,17 @@ def _expectation(scene: Scene, judged: Config, checkpoint: Checkpoint) -> tuple[
 def _is_doubtful(tensors: Mapping[str, DescribedTensor], config: Config) -> bool:
     """Return whether names do not tell by themselves that they are whole and those of published files.
 
-    Asking the class takes seconds; where layers are alike, as many as the configuration says, below an
-    embedding of a common name, it would say nothing new.
+    Asking the class takes seconds; where layers are alike, as many as the configuration says, between an
+    embedding of a common name and a norm, it would say nothing new.
     """
     naming = naming_without_base({name: tensor.shape for name, tensor in tensors.items()})
     names = set(naming.names.values())
     if _EMBEDDINGS.isdisjoint(names) or layer_count(names) != lookup_int(config, "num_hidden_layers"):
         return True
-    sizes: dict[int, int] = {}
-    for name in names:
-        number = layer_number(name)
-        if number is not None:
-            sizes[number] = sizes.get(number, 0) + 1
-    return len(set(sizes.values())) > 1
+    numbers = {name: layer_number(name) for name in names}
+    sizes = Counter(number for number in numbers.values() if number is not None)
+    has_norm = any(number is None and _NORM.search(name) for name, number in numbers.items())
+    return len(set(sizes.values())) > 1 or not has_norm
 
 
 def _no_config(folder: ModelFolder) -> Finding:
