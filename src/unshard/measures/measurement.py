@@ -45,7 +45,7 @@ class Statistics:
     def norm(self) -> float:
         """The square root of the sum of the squares of the finite ones."""
         finite = self.count - self.nans - self.infinities
-        return math.sqrt(finite * (self.mean**2 + self.deviation**2))
+        return math.sqrt(finite) * math.hypot(self.mean, self.deviation)
 
 
 @dataclass(frozen=True, slots=True)

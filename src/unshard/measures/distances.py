@@ -1,0 +1,125 @@
+"""How far a block of one tensor is from the same block of another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unshard.dtypes import DType
+from unshard.measures.measurement import Delta
+from unshard.measures.numbers import as_float64, bounded, dot
+from unshard.tensors import cast_block
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the blocks of two tensors add up to, in their order."""
+
+    changed: int = 0
+    survived: int = 0
+    dot: float = 0.0
+    norm: float = 0.0
+    other_norm: float = 0.0
+    distance: float = 0.0
+    largest: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        """Return the sums of both together; norms and distance are still squares."""
+        return Sums(
+            self.changed + other.changed,
+            self.survived + other.survived,
+            bounded(self.dot + other.dot),
+            bounded(self.norm + other.norm),
+            bounded(self.other_norm + other.other_norm),
+            bounded(self.distance + other.distance),
+            max(self.largest, other.largest),
+        )
+
+    def delta(self, count: int) -> Delta:
+        """Return the distance of two tensors of `count` numbers."""
+        return Delta(
+            count=count,
+            changed=self.changed,
+            survived=self.survived,
+            dot=self.dot,
+            norm=self.norm**0.5,
+            other_norm=self.other_norm**0.5,
+            distance=self.distance**0.5,
+            largest=self.largest,
+        )
+
+
+def no_distance(finite: np.ndarray) -> Sums:
+    """Return the sums of a block that is the same on both sides, from its finite numbers."""
+    square = bounded(dot(finite, finite))
+    return Sums(dot=square, norm=square, other_norm=square)
+
+
+def distance_of(ours: np.ndarray, theirs: np.ndarray, *, changed: int) -> Sums:
+    """Return the sums of a block of float64 on two sides, and leave their difference in `theirs`."""
+    import numpy as np
+
+    squares = dot(ours, ours), dot(theirs, theirs)
+    if not np.isfinite(sum(squares)):
+        both = np.isfinite(ours) & np.isfinite(theirs)
+        ours, theirs = ours[both], theirs[both]
+        squares = dot(ours, ours), dot(theirs, theirs)
+    product = dot(ours, theirs)
+    apart = np.subtract(ours, theirs, out=theirs)
+    return Sums(
+        changed,
+        changed,
+        bounded(product),
+        bounded(squares[0]),
+        bounded(squares[1]),
+        bounded(dot(apart, apart)),
+        bounded(float(max(apart.max(initial=0.0), -apart.min(initial=0.0)))),
+    )
+
+
+def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, theirs64: np.ndarray) -> int:
+    """Return how many numbers differ in value; zeros have no sign, and NaN is NaN.
+
+    Args:
+        ours: A block in its own dtype.
+        theirs: The same block of the other tensor, in its own.
+        ours64: The first as float64.
+        theirs64: The second as float64.
+    """
+    import numpy as np
+
+    differs = ours64 != theirs64
+    wide = [side.dtype.kind in "iu" and side.dtype.itemsize == 8 for side in (ours, theirs)]
+    if all(side.dtype.kind in "iu" for side in (ours, theirs)):
+        differs = ours != theirs
+    elif any(wide):  # float64 has rounded the integers: see whether they are what the others say
+        whole, other = (ours, theirs64) if wide[0] else (theirs, ours64)
+        differs |= other.astype(whole.dtype) != whole
+    count = int(np.count_nonzero(differs))
+    return count - int(np.count_nonzero(np.isnan(ours64) & np.isnan(theirs64))) if count else 0
+
+
+def count_survivors(ours: np.ndarray, theirs: np.ndarray, dtype: DType, scratch: list[np.ndarray]) -> int:
+    """Return how many numbers still differ when both sides are cast to `dtype`.
+
+    Args:
+        ours: A block in its own dtype.
+        theirs: The same block of the other tensor, in its own.
+        dtype: A floating one.
+        scratch: Two buffers of float64 to work in.
+    """
+    import numpy as np
+
+    cast = []
+    for side, buffer in zip((ours, theirs), scratch, strict=True):
+        rounded = np.empty(side.size, dtype.numpy)
+        if side.dtype == rounded.dtype:
+            rounded = side
+        else:
+            cast_block(side, rounded)
+        cast.append((rounded, as_float64(rounded, buffer)))
+    (a, a64), (b, b64) = cast
+    return count_changed(a, b, a64, b64)
