@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unshard.base import ExpectedTensor
@@ -21,6 +21,8 @@ from unshard.engines.workers import default_workers
 from unshard.errors import OptionError, VerificationError
 from unshard.findings import Finding, Severity, finding
 from unshard.manifest import Manifest, describe_conversion, manifest_name
+from unshard.match.model import Model
+from unshard.match.restored import AdapterChoice
 from unshard.plan import Plan
 from unshard.preparation import DTypePolicy, Format, Preparation, plan_conversion
 from unshard.progress import Progress, Silence
@@ -28,11 +30,13 @@ from unshard.proof.bytes import BytesProof, verify_bytes
 from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
+from unshard.proof.merges import verify_merges
 from unshard.proof.replicas import verify_replicas
 from unshard.proof.structure import verify_structure
 from unshard.readers import Places, open_checkpoint
 from unshard.storage.folders import new_files, new_folder, require_space
-from unshard.tensors import CastTensor, Tensor
+from unshard.tensors import CastTensor, DescribedTensor, Tensor
+from unshard.writers.adapter_folder import INSIDE
 from unshard.writers.torch_file import is_torch_file_name
 
 # These layouts hold every part once. Where one is there again, its files may be of two saves.
@@ -83,6 +87,8 @@ def convert(
     max_shard_size: str = "5GB",
     step: int | None = None,
     select: str | None = None,
+    adapter: AdapterChoice = "merge",
+    lora_alpha: float | None = None,
     accept_inferred_shapes: bool = False,
     overwrite: bool = False,
     verify: bool = True,
@@ -107,6 +113,9 @@ def convert(
         max_shard_size: The largest file of tensors, as `5GB` or `512MiB`.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
+        adapter: What becomes of an adapter: `merge` puts it into the weights, `keep` writes it by itself, as
+            PEFT does, `both` writes the merged model and the adapter in the folder `adapter/` inside it.
+        lora_alpha: The numerator of the adapter's scale, where no file tells it.
         accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
             neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         overwrite: Replace `out` if it exists; the old one is deleted after the new one is whole.
@@ -136,6 +145,8 @@ def convert(
         max_shard_size=max_shard_size,
         step=step,
         select=select,
+        adapter=adapter,
+        lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=download,
     )
@@ -149,6 +160,9 @@ def carry_out(ready: Preparation, settings: Settings, *, progress: Progress) -> 
     plan, workers = ready.plan, settings.workers or default_workers()
     if settings.prove and is_torch_file_name(plan.target):
         raise OptionError("--prove", "needs a model folder to load", saw=plan.target.name)
+    if settings.prove and ready.options["adapter"] == "keep":
+        hint = "Merge it with --adapter merge, or both."
+        raise OptionError("--prove", "needs a model to load, and an adapter is none", hint=hint)
     compared = _compare_replicas(ready, settings, workers=workers, progress=progress)
     with _staged(plan, settings) as folder:
         run_plan(plan, folder, workers=workers, durable=settings.durable, progress=progress)
@@ -160,7 +174,7 @@ def carry_out(ready: Preparation, settings: Settings, *, progress: Progress) -> 
         manifest = describe_conversion(
             checkpoint=ready.checkpoint,
             base=ready.base,
-            model=ready.model,
+            model=_everything(ready),
             plan=plan,
             options=ready.options,
             digests=digests,
@@ -193,8 +207,11 @@ def _prove(
     """
     target, levels, digests = ready.plan.target, list[Level](), {}
     if settings.verify or settings.digests:
-        found = _prove_bytes(ready, folder, settings, workers=workers, progress=progress)
-        levels.append(bytes_level(found))
+        written = _written(ready, folder)
+        found = _prove_bytes(ready, written, settings, workers=workers, progress=progress)
+        wanted = ready.model.tensors if settings.verify else {}
+        merges = verify_merges(wanted, written, workers=workers, progress=progress)
+        levels.append(bytes_level(found, *merges.evidence, findings=merges.findings))
         digests = dict(found.digests)
     if settings.verify and not is_torch_file_name(target):
         expected = {name: ExpectedTensor(t.shape, t.dtype) for name, t in ready.model.tensors.items()}
@@ -211,18 +228,36 @@ def _prove(
     return tuple(levels), digests
 
 
-def _prove_bytes(
-    ready: Preparation, folder: Path, settings: Settings, *, workers: int, progress: Progress
-) -> BytesProof:
-    """Return what reading the output back shows; through its own headers, as anybody reads it."""
+def _everything(ready: Preparation) -> Model:
+    """Return the tensors of the model, and those of an adapter that lies beside it."""
+    model, adapter = ready.model, ready.adapter
+    if adapter is None:
+        return model
+    tensors, sources = {**model.tensors, **adapter.tensors}, {**model.sources, **adapter.sources}
+    return replace(model, tensors=tensors, sources=sources)
+
+
+def _written(ready: Preparation, folder: Path) -> Mapping[str, DescribedTensor]:
+    """Return the tensors of the output, through its own headers, as anybody reads it."""
     target = ready.plan.target
-    written = open_checkpoint(
-        folder / target.name if is_torch_file_name(target) else folder, step=None, select=None
-    )
-    expected = ready.model.tensors if settings.verify else {}
+    place = folder / target.name if is_torch_file_name(target) else folder
+    written = open_checkpoint(place, step=None, select=None).tensors
+    return written if ready.adapter is None else {**written, **open_checkpoint(folder / INSIDE).tensors}
+
+
+def _prove_bytes(
+    ready: Preparation,
+    written: Mapping[str, DescribedTensor],
+    settings: Settings,
+    *,
+    workers: int,
+    progress: Progress,
+) -> BytesProof:
+    """Return what reading the output back shows."""
+    expected = _everything(ready).tensors if settings.verify else {}
     return verify_bytes(
         expected,
-        written.tensors,
+        written,
         checksums=used_checksums(ready.checkpoint.checksums, expected.values()),
         workers=workers,
         digests=settings.digests,

@@ -59,10 +59,12 @@ class UnshardError(Exception):
         saw: What was found, or None where the problem says it all.
         expected: What was needed instead.
         hint: The next action.
+        code: The finding that says the same where problems are only looked for, or None.
         exit_code: What the command line exits with.
     """
 
     exit_code: ClassVar[int] = 1
+    code: str | None = None
 
     def __init__(
         self,

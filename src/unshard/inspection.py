@@ -11,6 +11,7 @@ from unshard.checkpoint import Checkpoint, Extra, Layout, Step, TrainingParamete
 from unshard.checks.inference_files import missing_files
 from unshard.findings import Finding
 from unshard.match import with_shapes_to_show
+from unshard.match.adapters import check_adapter
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.match.experts import regroup_to
 from unshard.plan import OutputFile
@@ -200,6 +201,7 @@ def inspect(
         output_bytes=sum(file.size for file in files),
         findings=(
             *checkpoint.findings,
+            *check_adapter(checkpoint),
             *base_findings,
             *check_training_precision(parameters, checkpoint.tensors),
         ),

@@ -16,6 +16,7 @@ from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint
 from unshard.checks.inference_files import check_inference_files
 from unshard.errors import OptionError
+from unshard.findings import Finding
 from unshard.jsonable import to_json
 from unshard.match import (
     Choices,
@@ -27,11 +28,14 @@ from unshard.match import (
     with_shapes,
 )
 from unshard.match.dtype_policy import require_policy
+from unshard.match.kept_adapter import keep_adapter
+from unshard.match.restored import AdapterChoice
 from unshard.plan import OutputFile, Plan, SideFile
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.sizes import parse_size
 from unshard.storage.folders import require_outside
 from unshard.tensors import Tensor
+from unshard.writers.adapter_folder import INSIDE, plan_adapter_folder, plan_tokenizer_files
 from unshard.writers.model_files import plan_model_files
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import is_torch_file_name, plan_torch_file
@@ -53,9 +57,10 @@ class Preparation:
         places: Where it was looked for.
         checkpoint: What lies on disk.
         base: The base it is matched to, or None.
-        model: The tensors of the result.
+        model: The tensors of the result: of a model, or of an adapter that is kept by itself.
         plan: The files of the result.
         options: What was asked for, as it will stand in the manifest.
+        adapter: The tensors of an adapter that lies in a folder of its own beside the model, or None.
     """
 
     places: tuple[Path, ...]
@@ -64,6 +69,7 @@ class Preparation:
     model: Model
     plan: Plan
     options: Mapping[str, object]
+    adapter: Model | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as plain values: files, bytes, memory, disk, every decision."""
@@ -96,6 +102,8 @@ def plan_conversion(
     max_shard_size: str = "5GB",
     step: int | None = None,
     select: str | None = None,
+    adapter: AdapterChoice = "merge",
+    lora_alpha: float | None = None,
     accept_inferred_shapes: bool = False,
     download: bool = True,
 ) -> Preparation:
@@ -112,6 +120,9 @@ def plan_conversion(
         max_shard_size: The largest file of tensors, as `5GB` or `512MiB`.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
+        adapter: What becomes of an adapter: `merge` puts it into the weights, `keep` writes it by itself, as
+            PEFT does, `both` writes the merged model and the adapter in the folder `adapter/` inside it.
+        lora_alpha: The numerator of the adapter's scale, where no file tells it.
         accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
             neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         download: Whether a base that is not on this machine may be fetched from the hub.
@@ -132,24 +143,21 @@ def plan_conversion(
     require_policy(dtype)
     max_file_bytes = parse_size(max_shard_size)
     _require_fitting_name(target, to)
+    _require_adapter_choice(adapter, target, to)
     paths = as_paths(path)
     checkpoint = open_checkpoint(paths, step=step, select=select)
     reference = None if base is None else str(base)
     found, base_findings = find_base(checkpoint, reference=reference, download=download)
     require_outside(target, [*paths, checkpoint.path, *([found.path] if found else [])])
     checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
-    outline = outline_of(checkpoint, found, Choices(dtype=dtype))
-    model = match_model(outline, dtype=dtype, answers=answer_questions(questions_for(outline)))
-    files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
-    findings = [*checkpoint.findings, *base_findings, *model.findings]
-    if not is_torch_file_name(target):
-        side_files += plan_model_files(checkpoint, found, model)
-        findings += check_inference_files({file.name for file in side_files}, has_base=found is not None)
+    choices = Choices(dtype=dtype, adapter=adapter, lora_alpha=lora_alpha)
+    decided = _decide(checkpoint, found, choices, target, to, max_file_bytes)
+    findings = [*checkpoint.findings, *base_findings, *decided.findings]
     plan = Plan(
         target=target,
-        files=files,
-        side_files=side_files,
-        decisions=model.decisions,
+        files=decided.files,
+        side_files=decided.side_files,
+        decisions=decided.model.decisions,
         findings=tuple(findings),
         budget_bytes=_BUDGET_BYTES,
         scratch_bytes=checkpoint.scratch_bytes,
@@ -160,9 +168,63 @@ def plan_conversion(
         "max_shard_size": max_shard_size,
         "step": step,
         "select": select,
+        "adapter": adapter,
+        "lora_alpha": lora_alpha,
         "accept_inferred_shapes": accept_inferred_shapes,
     }
-    return Preparation(tuple(paths), checkpoint, found, model, plan, options)
+    return Preparation(tuple(paths), checkpoint, found, decided.model, plan, options, decided.adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """The tensors and files of the result, and what is told of them."""
+
+    model: Model
+    files: tuple[OutputFile, ...]
+    side_files: tuple[SideFile, ...]
+    findings: tuple[Finding, ...]
+    adapter: Model | None = None
+
+
+def _decide(
+    checkpoint: Checkpoint, base: Base | None, choices: Choices, target: Path, to: Format, max_file_bytes: int
+) -> _Decided:
+    """Return what is written: a model, an adapter by itself, or both."""
+    kept = None if choices.adapter == "merge" else keep_adapter(checkpoint, base, choices)
+    if kept is not None and choices.adapter == "keep":
+        file, config = plan_adapter_folder(kept, inside="")
+        return _Decided(kept.model, (file,), (config, *plan_tokenizer_files(base)), kept.model.findings)
+    outline = outline_of(checkpoint, base, choices)
+    model = match_model(outline, dtype=choices.dtype, answers=answer_questions(questions_for(outline)))
+    files, side_files = _plan_tensor_files(model.tensors, target, to, max_file_bytes)
+    findings = model.findings
+    if not is_torch_file_name(target):
+        side_files += plan_model_files(checkpoint, base, model)
+        lacking = check_inference_files({file.name for file in side_files}, has_base=base is not None)
+        findings = (*findings, *lacking)
+    if kept is None:
+        return _Decided(model, files, side_files, findings)
+    file, config = plan_adapter_folder(kept, inside=INSIDE)
+    told = tuple(item for item in kept.model.findings if item not in findings)
+    return _Decided(model, (*files, file), (*side_files, config), (*findings, *told), kept.model)
+
+
+def _require_adapter_choice(choice: str, target: Path, to: Format) -> None:
+    """Raise unless what becomes of an adapter can be written so.
+
+    Raises:
+        OptionError: It means nothing, or is a folder where one file was asked for.
+    """
+    if choice not in get_args(AdapterChoice):
+        expected = ", ".join(get_args(AdapterChoice))
+        raise OptionError("--adapter", "has a value that means nothing", saw=choice, expected=expected)
+    if choice != "merge" and (to != "safetensors" or is_torch_file_name(target)):
+        raise OptionError(
+            f"--adapter {choice}",
+            "writes a folder of safetensors",
+            saw=f"--to {to}",
+            hint="Leave --to out, and name a folder.",
+        )
 
 
 def _require_format(to: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unshard.base import Base, ExpectedTensor, find_base
@@ -14,16 +14,20 @@ from unshard.engines.workers import default_workers
 from unshard.errors import BaseModelError, MatchError, MissingExtraError, OptionError
 from unshard.findings import Finding, finding
 from unshard.manifest import Manifest, manifest_name, read_manifest
-from unshard.match import answer_questions, match_model, outline_of, questions_for, with_shapes
+from unshard.match import Choices, answer_questions, match_model, outline_of, questions_for, with_shapes
+from unshard.match.adapter_parts import LAYOUT as ADAPTER_LAYOUT
+from unshard.match.kept_adapter import keep_adapter
 from unshard.progress import Progress, Silence
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
+from unshard.proof.merges import verify_merges
 from unshard.proof.structure import verify_structure
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor
+from unshard.writers.adapter_folder import INSIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,11 @@ def verify(
     crew = workers or default_workers()
     written = open_checkpoint(target, step=None, select=None)
     manifest = read_manifest(_manifest_path(written))
-    named = None if base is None else find_base(written, reference=str(base), download=False)[0]
+    reference = None if base is None else str(base)
+    named = None if reference is None else find_base(written, reference=reference, download=False)[0]
     written = with_shapes(written, named, accept_inferred=False)
     levels = (
-        _verify_bytes(written, manifest, against, workers=crew, progress=progress),
+        _verify_bytes(written, manifest, against, reference, workers=crew, progress=progress),
         _verify_structure(written, manifest, named),
         _verify_forward(written, named, wanted=forward),
     )
@@ -107,6 +112,7 @@ def _verify_bytes(
     written: Checkpoint,
     manifest: Manifest | None,
     against: Places | None,
+    reference: str | None,
     *,
     workers: int,
     progress: Progress,
@@ -116,7 +122,7 @@ def _verify_bytes(
     checksums: tuple[Checksum, ...] = ()
     if against is not None:
         try:
-            source, expected = _source_tensors(written, manifest, as_paths(against))
+            source, expected = _source_tensors(written, manifest, as_paths(against), reference)
         except (MatchError, BaseModelError) as error:
             found = finding("U703", subject=str(against), saw=error.message, remedy=error.hint)
             return Level("bytes", "differs", (error.message,), (found,))
@@ -127,30 +133,37 @@ def _verify_bytes(
         return Level("bytes", "not checked", (reason,))
     proof = verify_bytes(
         expected,
-        written.tensors,
+        {**written.tensors, **_beside(written, manifest)},
         checksums=checksums,
         workers=workers,
         digests=bool(told),
         progress=progress,
     )
+    merges = verify_merges(expected, written.tensors, workers=workers, progress=progress)
     if not told:
-        return bytes_level(proof)
+        return bytes_level(proof, *merges.evidence, findings=merges.findings)
     wrong = tuple(_check_digests(proof.digests, told))
     compared = f"{len(told) - len(wrong):,} of {len(told):,} tensors have the SHA-256 of the manifest"
-    return bytes_level(proof, compared, findings=wrong)
+    return bytes_level(proof, compared, *merges.evidence, findings=(*wrong, *merges.findings))
 
 
 def _source_tensors(
-    written: Checkpoint, manifest: Manifest | None, against: list[Path]
+    written: Checkpoint, manifest: Manifest | None, against: list[Path], reference: str | None
 ) -> tuple[Checkpoint, Mapping[str, Tensor]]:
     """Return the checkpoint, and its tensors as the written model should hold them.
 
     The model's own names, shapes and dtypes say what is expected, so this works for any model folder,
-    whoever wrote it.
+    whoever wrote it. An adapter alone is merged into the base's weights again.
+
+    Raises:
+        BaseModelError: That takes a base with weights, and there is none.
     """
     options = manifest.options if manifest else {}
     step = options.get("step") if against[0].is_dir() else None  # a file is one step
     source = open_checkpoint(against, step=step, select=options.get("select"))
+    choices = Choices(dtype=options.get("dtype", "base"), lora_alpha=options.get("lora_alpha"))
+    if written.layout.name == ADAPTER_LAYOUT:
+        return source, keep_adapter(source, None, choices).model.tensors
     config_path = written.path / "config.json"
     content, config = read_config(config_path) if config_path.is_file() else (b"{}", {})
     model = Base(
@@ -163,9 +176,21 @@ def _source_tensors(
         expected_from="the headers of the model that is verified",
     )
     source = with_shapes(source, model, accept_inferred=False)
-    outline = outline_of(source, model)
+    if source.layout.name == ADAPTER_LAYOUT:
+        found, _ = find_base(source, reference=reference, download=False, model_class=False)
+        if found is None:
+            hint = "Name the model that the adapter was trained on with --base."
+            raise BaseModelError(source.path, "is an adapter, and its base was not found", hint=hint)
+        model = replace(model, path=found.path, reference=found.reference, config=found.config)
+    outline = outline_of(source, model, replace(choices, dtype="base"))
     answers = answer_questions(questions_for(outline))
     return source, match_model(outline, dtype="base", answers=answers).tensors
+
+
+def _beside(written: Checkpoint, manifest: Manifest | None) -> Mapping[str, Tensor]:
+    """Return the tensors of an adapter that lies in a folder of its own in the model's, by the manifest."""
+    is_there = manifest and any(tensor.file.startswith(INSIDE) for tensor in manifest.tensors.values())
+    return open_checkpoint(written.path / INSIDE).tensors if is_there else {}
 
 
 def _check_digests(found: Mapping[str, str], told: Mapping[str, str]) -> list[Finding]:
@@ -210,7 +235,9 @@ def _expectation(
         }, f"{base.reference}'s {base.expected_from}"
     if manifest is not None:
         return {
-            name: ExpectedTensor(t.shape, DTYPES[t.dtype]) for name, t in manifest.tensors.items()
+            name: ExpectedTensor(t.shape, DTYPES[t.dtype])
+            for name, t in manifest.tensors.items()
+            if not t.file.startswith(INSIDE)
         }, "the manifest"
     return None, ""
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from unshard.cli.options import (
+    adapter_option,
     base_option,
     dtype_option,
     inferred_shapes_option,
     json_option,
+    lora_alpha_option,
     offline_option,
     quiet_option,
     report_option,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from unshard.conversion import Conversion
     from unshard.match import Decision
+    from unshard.match.restored import AdapterChoice
     from unshard.preparation import DTypePolicy, Format, Preparation
     from unshard.progress import Progress
     from unshard.report import Report
@@ -66,6 +69,8 @@ _SHOWN_ALIKE = 4
     "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of tensors."
 )
 @which_checkpoint
+@adapter_option
+@lora_alpha_option
 @inferred_shapes_option
 @click.option("--overwrite", is_flag=True, help="Replace OUT; the old one goes after the new one is whole.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -92,6 +97,8 @@ def convert(
     max_shard_size: str,
     step: int | None,
     select: str | None,
+    adapter: AdapterChoice,
+    lora_alpha: float | None,
     accept_inferred_shapes: bool,
     overwrite: bool,
     dry_run: bool,
@@ -130,6 +137,8 @@ def convert(
         max_shard_size=max_shard_size,
         step=step,
         select=select,
+        adapter=adapter,
+        lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=not offline,
     )
@@ -227,7 +236,7 @@ def _print_result(ready: Preparation, done: Conversion, *, quiet: bool) -> None:
                 "written",
                 f"{amount} in {counted(len(ready.plan.files), 'file')}, {done.seconds:.1f} s, {rate}/s",
             ),
-            ("dropped", [f"{plain(d['source'])}: {plain(d['reason'])}" for d in done.manifest.dropped]),
+            ("dropped", _dropped(done)),
             *level_rows(done.proof),
         ]
     )
@@ -235,13 +244,29 @@ def _print_result(ready: Preparation, done: Conversion, *, quiet: bool) -> None:
     echo_commands("next", next_commands(ready))
 
 
+def _dropped(done: Conversion) -> list[str]:
+    """Return what is not in the result, and why; many for one reason together."""
+    dropped = done.manifest.dropped
+    alike = Counter(d["reason"] for d in dropped)
+    alone = [
+        f"{plain(d['source'])}: {plain(d['reason'])}" for d in dropped if alike[d["reason"]] <= _SHOWN_ALIKE
+    ]
+    together = [f"{counted(n, 'tensor')}: {plain(why)}" for why, n in alike.items() if n > _SHOWN_ALIKE]
+    return [*alone, *together]
+
+
 def next_commands(ready: Preparation) -> list[str]:
     """Return the commands that use the result."""
     target, base = ready.plan.target, ready.base
+    if ready.options["adapter"] == "keep":
+        merge = command("unshard", "convert", target, "MERGED", *(["--base", base.reference] if base else []))
+        return [merge]
     if ready.plan.files[0].name == target.name:
         return [f"python -c 'import torch; torch.load(\"{target}\", mmap=True)'"]
     places = ready.places if len(ready.places) > 1 else (ready.checkpoint.path,)
-    against = (word for place in places for word in ("--against", place))
+    against: list[object] = [word for place in places for word in ("--against", place)]
+    if base is not None and ready.checkpoint.layout.name == "peft-adapter":
+        against += ["--base", base.reference]
     lines = [command("unshard", "verify", target, *against)]
     if base is not None:
         lines.insert(0, command("unshard", "run", target, "--prompt", "Hello"))

@@ -29,6 +29,20 @@ dtype_option = click.option(
     show_default=True,
     help="`base`: as the base has it, tensor by tensor. `keep`: as the checkpoint has it.",
 )
+adapter_option = click.option(
+    "--adapter",
+    type=click.Choice(["merge", "keep", "both"]),
+    default="merge",
+    show_default=True,
+    help="An adapter (LoRA): merged into the weights, kept by itself as PEFT has it, or both, the adapter in "
+    "OUT/adapter.",
+)
+lora_alpha_option = click.option(
+    "--lora-alpha",
+    type=float,
+    metavar="FLOAT",
+    help="The numerator of an adapter's scale, where no file tells it.",
+)
 inferred_shapes_option = click.option(
     "--accept-inferred-shapes",
     is_flag=True,

@@ -14,6 +14,7 @@ from unshard.cli.options import (
     dtype_option,
     inferred_shapes_option,
     json_option,
+    lora_alpha_option,
     offline_option,
     paths_argument,
     quiet_option,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     "--chat/--no-chat", default=None, help="Use the chat template; by default where the model has one."
 )
 @which_checkpoint
+@lora_alpha_option
 @inferred_shapes_option
 @offline_option
 @quiet_option
@@ -75,6 +77,7 @@ def run(
     chat: bool | None,
     step: int | None,
     select: str | None,
+    lora_alpha: float | None,
     accept_inferred_shapes: bool,
     offline: bool,
     quiet: bool,
@@ -100,6 +103,7 @@ def run(
         device_map=None,
         step=step,
         select=select,
+        lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=not offline,
     )

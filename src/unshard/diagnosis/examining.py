@@ -24,6 +24,8 @@ from unshard.match import (
 )
 from unshard.model_folder import ModelFolder
 from unshard.progress import Progress
+from unshard.proof.bytes import verify_bytes
+from unshard.proof.coverage import used_checksums
 from unshard.tensors import DescribedTensor, Tensor
 
 # What these tell comes of reading tensors.
@@ -110,17 +112,46 @@ def examine_run(checkpoint: Checkpoint | None, reference: str | None, *, asked: 
     return Examined(evidence, None if base is None else base.reference, (*told, *lacking, *more))
 
 
-def measured(evidence: Evidence, *, workers: int, progress: Progress) -> tuple[Evidence, tuple[Finding, ...]]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What reading the tensors told.
+
+    Attributes:
+        evidence: With measurements, as far as everything could be read.
+        sound_bytes: Bytes that agree with the checksums their writer left.
+        findings: Why something could not be read, or disagrees.
+    """
+
+    evidence: Evidence
+    sound_bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+def measured(evidence: Evidence, *, workers: int, progress: Progress) -> Measured:
     """Return the evidence with everything measured, where tensor bytes were asked for."""
     if not evidence.is_deep or not evidence.tensors:
-        return evidence, ()
+        return Measured(evidence)
     from unshard.measures.passes import measure
 
     try:
+        sound_bytes = _verify_checksums(evidence, workers=workers, progress=progress)
         found = measure(evidence.tensors, against=evidence.base_tensors, workers=workers, progress=progress)
     except InputError as error:
-        return evidence, (_unreadable(error),)
-    return replace(evidence, measured=found), ()
+        return Measured(evidence, findings=(_unreadable(error),))
+    return Measured(replace(evidence, measured=found), sound_bytes)
+
+
+def _verify_checksums(evidence: Evidence, *, workers: int, progress: Progress) -> int:
+    """Return how many bytes agree with the checksums that their writer left.
+
+    Raises:
+        DamagedFileError: Some disagree, or a file is shorter than it should be.
+    """
+    if evidence.checkpoint is None:
+        return 0
+    checksums = used_checksums(evidence.checkpoint.checksums, evidence.checkpoint.tensors.values())
+    proof = verify_bytes({}, {}, checksums=checksums, workers=workers, digests=False, progress=progress)
+    return proof.checked_bytes
 
 
 def _outline(checkpoint: Checkpoint, base: Base | None) -> tuple[Outline | None, tuple[Finding, ...]]:
@@ -159,7 +190,7 @@ def _own_weights(base: Base, checkpoint: Checkpoint) -> Mapping[str, DescribedTe
 
 def _misfit(error: UnshardError) -> Finding:
     saw = error.problem + (f": {error.saw}" if error.saw else "")
-    return finding("U290", subject=error.subject, saw=saw, expected=error.expected, remedy=error.hint)
+    return finding(error.code or "U290", subject=error.subject, saw=saw, expected=error.expected, remedy=error.hint)
 
 
 def _unreadable(error: InputError) -> Finding:

@@ -30,6 +30,7 @@ def load(
     device_map: DeviceMap | None = None,
     step: int | None = None,
     select: str | None = None,
+    lora_alpha: float | None = None,
     accept_inferred_shapes: bool = False,
     download: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -48,6 +49,7 @@ def load(
         device_map: How accelerate spreads the model over devices, instead of `device`.
         step: Which of several checkpoints side by side; the newest without it.
         select: The container or prefix of the model, where a file holds several.
+        lora_alpha: The numerator of an adapter's scale, where no file tells it.
         accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
             neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         download: Whether a base that is not on this machine may be fetched from the hub.
@@ -72,6 +74,7 @@ def load(
         device_map=device_map,
         step=step,
         select=select,
+        lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=download,
     )

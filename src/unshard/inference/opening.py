@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unshard.base import find_base
 from unshard.errors import BaseModelError
 from unshard.inference.loading import LoadedModel, load_model
-from unshard.match import answer_questions, match_model, outline_of, questions_for, with_shapes
+from unshard.match import Choices, answer_questions, match_model, outline_of, questions_for, with_shapes
 from unshard.readers import open_checkpoint
 from unshard.writers.model_files import plan_model_files
 
@@ -27,6 +27,7 @@ def open_model(
     device_map: DeviceMap | None,
     step: int | None,
     select: str | None,
+    lora_alpha: float | None,
     accept_inferred_shapes: bool,
     download: bool,
 ) -> LoadedModel:
@@ -50,7 +51,7 @@ def open_model(
             hint="Name the model training started from with --base: a folder, or a name on the hub.",
         )
     checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
-    outline = outline_of(checkpoint, found)
+    outline = outline_of(checkpoint, found, Choices(dtype=dtype, lora_alpha=lora_alpha))
     model = match_model(outline, dtype=dtype, answers=answer_questions(questions_for(outline)))
     loaded = load_model(
         model,

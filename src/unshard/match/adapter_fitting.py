@@ -48,9 +48,8 @@ def merge_of(
     Raises:
         MatchError: Something does not fit; all of it is named.
     """
-    wrong = [mismatch for each in factors for mismatch in _malformed(each, tensors)]
-    if wrong:
-        raise misfit(subject, wrong, "holds tensors of an adapter that are not whole")
+    require_whole(factors, tensors, subject)
+    wrong: list[Mismatch] = []
     stands = _orientations(factors, tensors, ground)
     merges: list[Merge] = []
     for each in factors:
@@ -64,6 +63,17 @@ def merge_of(
         hint = "Give the model that training started from, and the adapter's own configuration."
         raise misfit(subject, wrong, "holds an adapter that does not fit", hint)
     return merges
+
+
+def require_whole(factors: Sequence[Factors], tensors: Tensors, subject: object) -> None:
+    """Raise unless factors are matrices that can be multiplied.
+
+    Raises:
+        MatchError: They are not; all of them are named.
+    """
+    wrong = [mismatch for each in factors for mismatch in _malformed(each, tensors)]
+    if wrong:
+        raise misfit(subject, wrong, "holds tensors of an adapter that are not whole")
 
 
 def _malformed(each: Factors, tensors: Tensors) -> Iterator[Mismatch]:

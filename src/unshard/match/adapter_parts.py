@@ -21,6 +21,7 @@ from unshard.recipes.adapters import (
     parse_adapter_name,
     without_prefix,
 )
+from unshard.tensors import DescribedTensor
 
 LAYOUT = "peft-adapter"
 NOT_MERGED = (
@@ -114,6 +115,11 @@ def take_apart(names: Iterable[str], subject: object, *, is_adapter: bool) -> Ad
     )
 
 
+def ranks_of(parts: AdapterParts, tensors: Mapping[str, DescribedTensor]) -> set[int]:
+    """Return the ranks that the first factors have."""
+    return {tensors[each.a].shape[0] for each in parts.factors if tensors[each.a].shape}
+
+
 def _is_plain(parsed: AdapterName | None) -> bool:
     return parsed is None or parsed.role == "base"
 
@@ -134,12 +140,17 @@ def _require_known(
         if kind is not None:
             kinds.setdefault(kind, []).append(name)
     for kind, found in kinds.items():
-        raise UnsupportedLayoutError(
-            subject,
-            f"holds an adapter of a kind that is recognised, and not merged: {kind}",
-            saw=f"{len(found)} tensors, `{found[0]}` first",
-            hint=NOT_MERGED,
-        )
+        saw = f"{kind}: {len(found)} tensors, `{found[0]}` first"
+        raise not_merged(subject, "holds an adapter of a kind that is recognised, and not merged", saw)
+
+
+def not_merged(
+    subject: object, problem: str, saw: str, expected: str | None = None, hint: str = NOT_MERGED
+) -> UnsupportedLayoutError:
+    """Return the error for an adapter that is recognised, and cannot be merged."""
+    error = UnsupportedLayoutError(subject, problem, saw=saw, expected=expected, hint=hint)
+    error.code = "U261"
+    return error
 
 
 def _choose(parsed: Mapping[str, AdapterName | None], subject: object) -> str | None:
@@ -209,10 +220,12 @@ def misfit(
     """Return the error for an adapter that cannot be merged, which shows the first of what is wrong."""
     first = next(iter(mismatches))
     more = f", and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
-    return MatchError(
+    error = MatchError(
         subject,
         f"{problem}: `{first.name}` has {first.saw}, not {first.expected}{more}",
         mismatches=tuple(mismatches),
         hint=hint
         or "Save the adapter again from all ranks; under ZeRO-3 and FSDP its tensors must be gathered first.",
     )
+    error.code = "U253"
+    return error

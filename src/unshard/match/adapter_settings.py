@@ -16,15 +16,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unshard.checkpoint import Checkpoint, TrainingParameters
-from unshard.errors import InputError, OptionError, UnsupportedLayoutError
+from unshard.errors import InputError, OptionError
 from unshard.findings import Finding, finding
-from unshard.match.adapter_parts import NOT_MERGED
+from unshard.match.adapter_parts import not_merged
 from unshard.recipes.adapters import CHANGES_THE_BASE, CONFIG, OTHER_COMPUTATIONS
+from unshard.sizes import counted
 from unshard.storage.files import InputFile
 
 OPTION = "--lora-alpha"
@@ -88,6 +89,30 @@ class AdapterSettings:
         divisor = math.sqrt(rank) if self.rank_stabilised else rank
         return Scale(alpha / divisor, f"alpha {alpha:g} / {root.format(rank)}")
 
+    def require_scale(self, ranks: Collection[int], modules: int, subject: object) -> None:
+        """Raise where the scale of factors is not known; there is no default.
+
+        Args:
+            ranks: The ranks that tensors have.
+            modules: How many modules have factors.
+            subject: What the error is about.
+
+        Raises:
+            InputError: With the ranks that were found, and the option.
+        """
+        if not modules or self.alpha is not None:
+            return
+        error = InputError(
+            subject,
+            "holds an adapter, and nothing tells the scale that it was trained with",
+            saw=f"rank {' and '.join(map(str, sorted(ranks)))} on {counted(modules, 'module')}, "
+            "and no lora_alpha in adapter_config.json or training parameters",
+            expected="lora_alpha: the weight becomes W + lora_alpha / rank * B @ A",
+            hint=f"Put the run's {CONFIG} beside the checkpoint, or name the number: {OPTION} 16",
+        )
+        error.code = "U252"
+        raise error
+
     def rank_of(self, module: str) -> int | None:
         """Return the rank that files tell of a module."""
         return self.ranks.get(pattern_of(self.ranks, module) or "", self.rank or 0) or None
@@ -142,13 +167,15 @@ def _require_positive(settings: AdapterSettings) -> None:
         alpha for alpha in (settings.alpha, *settings.alphas.values()) if alpha is not None and alpha <= 0
     ]
     if wrong:
-        raise InputError(
+        error = InputError(
             settings.origin,
             "tells a scale with which the adapter would have no effect",
             saw=f"lora_alpha {wrong[0]:g}",
             expected="the number that training used; some tools write 0 where they do not know it",
             hint=f"Name it with {OPTION}, for example {OPTION} 16.",
         )
+        error.code = "U252"
+        raise error
 
 
 def _from_files(checkpoint: Checkpoint) -> AdapterSettings:
@@ -220,12 +247,11 @@ def _require_lora(path: Path, config: Mapping[str, object]) -> None:
     kind = config.get("peft_type", "LORA")
     others = [title for key, title in OTHER_COMPUTATIONS.items() if config.get(key)]
     if kind not in ("LORA", "TRAINABLE_TOKENS") or others:
-        raise UnsupportedLayoutError(
+        raise not_merged(
             path,
             "describes an adapter of a kind that is recognised, and not merged",
-            saw=others[0] if others else f"peft_type {str(kind)[:40]}",
-            expected="peft_type LORA, with or without DoRA, rank stabilisation and trainable tokens",
-            hint=NOT_MERGED,
+            others[0] if others else f"peft_type {str(kind)[:40]}",
+            "peft_type LORA, with or without DoRA, rank stabilisation and trainable tokens",
         )
 
 

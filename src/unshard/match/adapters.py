@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from unshard.base import Base
 from unshard.base.configuration import tie_flag
 from unshard.checkpoint import Checkpoint
-from unshard.errors import BaseModelError, InputError, UnsupportedLayoutError
+from unshard.errors import BaseModelError, InputError
 from unshard.findings import Finding, finding
 from unshard.match.adapter_fitting import Merge, merge_of, merged_tensor, with_rows
 from unshard.match.adapter_ground import Ground, ground_in_base, ground_in_checkpoint, with_saved
-from unshard.match.adapter_parts import LAYOUT, AdapterParts, take_apart
+from unshard.match.adapter_parts import LAYOUT, AdapterParts, not_merged, ranks_of, take_apart
 from unshard.match.adapter_settings import (
-    OPTION,
     AdapterSettings,
     changes_the_base,
     settings_of,
@@ -28,7 +27,6 @@ from unshard.match.adapter_words import in_words
 from unshard.match.dtype_policy import configured_dtype
 from unshard.match.restored import Choices, Restored
 from unshard.recipes.ties import is_output_head, shared_pairs
-from unshard.sizes import counted
 from unshard.tensors import DescribedTensor
 
 
@@ -48,7 +46,7 @@ def undo_adapters(
     if parts is None:
         return restored
     settings = settings_of(checkpoint, choices.lora_alpha)
-    _require_scale(parts, settings, restored.tensors, checkpoint)
+    settings.require_scale(ranks_of(parts, restored.tensors), len(parts.factors), checkpoint.path)
     before = None
     if _is_alone(parts):
         _require_own_base(settings, checkpoint)
@@ -76,30 +74,6 @@ def _is_alone(parts: AdapterParts) -> bool:
     return not any(target in there for target in targets) and not parts.originals
 
 
-def _require_scale(
-    parts: AdapterParts,
-    settings: AdapterSettings,
-    tensors: Mapping[str, DescribedTensor],
-    checkpoint: Checkpoint,
-) -> None:
-    """Raise where the scale of factors is not known; there is no default.
-
-    Raises:
-        InputError: With the ranks that were found, and the option.
-    """
-    if not parts.factors or settings.alpha is not None:
-        return
-    ranks = sorted({tensors[each.a].shape[0] for each in parts.factors if tensors[each.a].shape})
-    raise InputError(
-        checkpoint.path,
-        "holds an adapter, and nothing tells the scale that it was trained with",
-        saw=f"rank {', '.join(map(str, ranks))} on {counted(len(parts.factors), 'module')}, "
-        "and no lora_alpha in adapter_config.json or training parameters",
-        expected="lora_alpha: the weight becomes W + lora_alpha / rank * B @ A",
-        hint=f"Put the run's adapter_config.json beside the checkpoint, or name the number: {OPTION} 16",
-    )
-
-
 def _require_own_base(settings: AdapterSettings, checkpoint: Checkpoint) -> None:
     """Raise where an adapter alone belongs to weights that training changed before it began.
 
@@ -108,12 +82,12 @@ def _require_own_base(settings: AdapterSettings, checkpoint: Checkpoint) -> None
     """
     how = changes_the_base(settings.config)
     if how is not None:
-        raise UnsupportedLayoutError(
+        raise not_merged(
             checkpoint.path,
             "holds an adapter that does not belong to its base's own weights",
-            saw=f"init_lora_weights {how[:40]}, which changes them before training begins",
-            expected="an adapter that was saved as the difference from the base",
-            hint="Save it with path_initial_model_for_weight_conversion (PEFT), or merge it with PEFT.",
+            f"init_lora_weights {how[:40]}, which changes them before training begins",
+            "an adapter that was saved as the difference from the base",
+            "Save it with path_initial_model_for_weight_conversion (PEFT), or merge it with PEFT.",
         )
 
 

@@ -64,6 +64,16 @@ def plan_safetensors(
     return files, (_index(files),)
 
 
+def plan_safetensors_file(file: str, tensors: Mapping[str, Tensor]) -> OutputFile:
+    """Return one file of this name with all tensors.
+
+    Raises:
+        OutputError: Names or dtypes that a safetensors file cannot hold, all of them.
+    """
+    _require_writable(tensors)
+    return _plan_file(file, tensors)
+
+
 def _require_writable(tensors: Mapping[str, Tensor]) -> None:
     """Raise if there is a tensor that no safetensors file can hold.
 
