@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from unshard.checkpoint import BaseHint, Checkpoint, Layout, TrainingParameters
 from unshard.dtypes import DTYPES
 from unshard.findings import Finding
 from unshard.match import Model, answer_questions, match_model, outline_of, questions_for
+from unshard.match.config_edits import spelling_edits
 from unshard.storage.files import InputFile
 from unshard.tensors import CastTensor, DescribedTensor, FileSource, Tensor, element_count, whole_tensor
+from unshard.writers.json_editing import edit_json
 
 State = dict[str, torch.Tensor]
 
@@ -107,6 +110,13 @@ def state_of(model: Any) -> State:
 def published(model: Any, folder: Path) -> Path:
     """Write the folder that a hub would hold."""
     model.save_pretrained(folder)
+    return spelt_for_all(folder)
+
+
+def spelt_for_all(folder: Path) -> Path:
+    """Give a folder's config.json the spelling of every engine beside the one that transformers 5 writes."""
+    path = folder / "config.json"
+    path.write_bytes(edit_json(path.read_bytes(), spelling_edits(json.loads(path.read_bytes()))))
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from specimens import spelt_for_all
 from trainers.tiny_llama import tiny_tokenizer
 from unshard.base import Base
 from unshard.dtypes import DTYPES
@@ -89,7 +90,7 @@ def write_folder(model: Any, folder: Path, *, tokenizer: bool = True) -> Path:
     model.save_pretrained(folder)
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return spelt_for_all(folder)
 
 
 def describe_folder(folder: Path) -> dict[str, DescribedTensor]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,7 +35,7 @@ def rewritten(folder: Path, change: Callable[[State], Mapping[str, torch.Tensor]
     return folder
 
 
-def reconfigured(folder: Path, name: str = "config.json", **changes: object) -> Path:
+def reconfigured(folder: Path, name: str = "config.json", /, **changes: Any) -> Path:
     """Change keys of a JSON file; None removes one."""
     values = json.loads((folder / name).read_text()) | changes
     values = {key: value for key, value in values.items() if value is not None}

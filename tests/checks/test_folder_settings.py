@@ -195,8 +195,8 @@ def test_settings_that_compute_otherwise_than_the_bases_are_told(
             ("U517", "not set", saw)
         ]
         return
-    told = only(found(reconfigured(folder, **changes), base=base)[:1])
-    assert (told.code, told.subject, told.saw) == ("U517", f"`{subject}`", saw)
+    first = only(found(reconfigured(folder, **changes), base=base)[:1])
+    assert (first.code, first.subject, first.saw) == ("U517", f"`{subject}`", saw)
 
 
 def test_settings_that_rarely_matter_are_facts(folder: Path, tiny_folder: Folder) -> None:

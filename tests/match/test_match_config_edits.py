@@ -1,18 +1,24 @@
 """config.json: edited where the tensors prove it wrong, and nowhere else."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
-from specimens import State, match_state
+from specimens import SIZES, State, match_state, tiny_model
+from tiny_experts import tiny_experts
 from unshard.match.config_edits import (
     architecture_edits,
     cache_edits,
     check_edits,
     quantisation_edits,
+    spelling_edits,
     tie_edits,
 )
+from unshard.writers.json_editing import edit_json
 
 Folder = Callable[[str], Path]
 States = Callable[[str], State]
@@ -85,3 +91,60 @@ def test_a_sound_checkpoint_of_a_sound_base_edits_nothing(
 ) -> None:
     for family in ("llama", "qwen3", "gemma3", "encoder"):
         assert match_state(state(family), base_folder(family), tmp_path / family).config_edits == {}
+
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 5e5},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 5e5,
+    },
+}
+
+
+def spellings(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a configuration as transformers 5 writes it, with both spellings and with the older one."""
+    new = json.loads(config.to_json_string(use_diff=False))
+    both = json.loads(edit_json(json.dumps(new).encode(), spelling_edits(new)))
+    return both, _without_new_rope(both)
+
+
+def _without_new_rope(config: dict[str, Any]) -> dict[str, Any]:
+    plain = {k: _without_new_rope(v) if k == "text_config" else v for k, v in config.items()}
+    return {k: v for k, v in plain.items() if k not in ("rope_parameters", "num_local_experts")}
+
+
+@pytest.mark.parametrize("name", [*ROPES, "qwen3", "gpt-neox", "gemma3", "phi3", "qwen2-vl", "qwen3_moe"])
+def test_both_spellings_and_the_older_one_mean_the_same_model(name: str) -> None:
+    if name in ROPES:
+        config = transformers.LlamaConfig(**SIZES, rope_parameters=ROPES[name])
+    else:
+        config = (tiny_experts(name) if name == "qwen3_moe" else tiny_model(name)).config
+    for spelt in spellings(config):
+        again = transformers.AutoConfig.for_model(**spelt)
+        assert _meaning(again) == _meaning(config)
+
+
+def _meaning(config: Any) -> tuple[Any, Any]:
+    """Return the rotary parameters of a language model, and how many experts it has."""
+    text = config.get_text_config()
+    rope = {
+        key: value for key, value in text.rope_parameters.items() if key not in ("type", "attention_factor")
+    }
+    return rope, getattr(text, "num_local_experts", None)
+
+
+def test_a_spelling_that_is_there_is_left_alone() -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    assert spelling_edits({"model_type": "llama", "rope_parameters": rope}) == {"rope_theta": 5e5}
+    assert spelling_edits({"model_type": "llama", "rope_theta": 1.0, "rope_parameters": rope}) == {}
+    assert spelling_edits({"model_type": "llama", "rope_theta": 1.0}) == {}
+    assert spelling_edits({"model_type": "mixtral", "num_local_experts": 4}) == {}
+    assert spelling_edits({"model_type": "qwen3_moe", "num_local_experts": 4}) == {"num_experts": 4}
+    assert spelling_edits({"model_type": "bert", "rope_parameters": None}) == {}

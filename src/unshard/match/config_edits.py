@@ -12,6 +12,9 @@ Edits = dict[str, object]
 
 # The first version of transformers that writes `dtype` where those before wrote `torch_dtype`.
 _DTYPE_SINCE = (4, 56)
+# What a family called the base of its rotary embeddings, and the share of a head that is rotated.
+_ROPE_KEYS = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
+_COUNTED_EXPERTS = frozenset(("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe"))
 
 
 def dtype_edits(config: Config, dtype: DType | None, *, uniform: bool) -> Edits:
@@ -80,6 +83,49 @@ def architecture_edits(config: Config) -> Edits:
     if not isinstance(names, list) or not any(str(name).startswith("FSDP") for name in names):
         return {}
     return {"architectures": [str(name).removeprefix("FSDP") for name in names]}
+
+
+def spelling_edits(config: Config) -> Edits:
+    """Return the edits that add the older spelling of what only transformers 5 reads as it is spelt.
+
+    Both stand side by side then: transformers 5 takes its own, every other engine the older one.
+
+    Source:
+        transformers 5.23, modeling_rope_utils.py (`convert_rope_params_to_dict`) and the configuration
+        classes of gemma3 and gpt_neox; transformers 4.57, the same classes.
+    """
+    edits: Edits = {}
+    for path, level in text_levels(config):
+        added = {**_older_rope(level), **_older_experts(level)}
+        edits |= {".".join((*path, key)): value for key, value in added.items() if key not in level}
+    return edits
+
+
+def _older_rope(level: Config) -> Edits:
+    """Return the keys that stood in the place of `rope_parameters`."""
+    rope = level.get("rope_parameters")
+    if not isinstance(rope, Mapping) or not rope:
+        return {}
+    if isinstance(full := rope.get("full_attention"), Mapping):  # one set for every kind of layer
+        local = rope.get("sliding_attention")
+        edits: Edits = {**_older_rope({**level, "rope_parameters": full})}
+        edits.pop("rope_scaling", None)  # one setting cannot speak of both kinds
+        return edits | (
+            {"rope_local_base_freq": local.get("rope_theta")} if isinstance(local, Mapping) else {}
+        )
+    theta, partial = _ROPE_KEYS.get(str(level.get("model_type")), ("rope_theta", "partial_rotary_factor"))
+    apart = {theta: rope.get("rope_theta"), partial: rope.get("partial_rotary_factor")}
+    edits = {key: value for key, value in apart.items() if value is not None}
+    if rope.get("rope_type", "default") != "default" or "mrope_section" in rope:
+        inner = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        edits["rope_scaling"] = {**inner, "type": inner.get("type", inner.get("rope_type"))}
+    return edits
+
+
+def _older_experts(level: Config) -> Edits:
+    """Return the key that counts experts in the published configurations of Qwen and OLMoE."""
+    count = level.get("num_local_experts")
+    return {"num_experts": count} if level.get("model_type") in _COUNTED_EXPERTS and count is not None else {}
 
 
 def quantisation_edits(config: Config, *, plain: bool) -> Edits:

@@ -133,7 +133,7 @@ def _reasons(outline: Outline, name: str, source: str, parts: int) -> Iterator[s
         yield f"one of {parts} parts of it"
     elif together > 1:
         yield f"put together with {together - 1} more"
-    elif outline.regrouped is not None and outline.tensors[source] is not outline.restored.tensors.get(name):
+    elif outline.regrouped is not None and outline.tensors[source] is not outline.restored.tensors[made[0]]:
         yield "two dimensions exchanged"
 
 
