@@ -125,6 +125,24 @@ def test_head_counts_that_were_used_are_told(tmp_path: Path) -> None:
     assert "--deep" in told.remedy
 
 
+def test_what_was_done_to_a_tensor_is_told_with_it(tmp_path: Path) -> None:
+    fused = TABLES["torchtitan Llama 3 12 eb518a1 fused"]
+    reasons = undone(stored(tmp_path / "fused", state_of(fused)), base_of_case(fused, tmp_path)).reasons
+    reordered = "one of 3 parts of it, rows of every head reordered"
+    assert reasons == {
+        "model.layers.0.self_attn.q_proj.weight": reordered,
+        "model.layers.0.self_attn.k_proj.weight": reordered,
+        "model.layers.0.self_attn.v_proj.weight": "one of 3 parts of it",
+    }
+    phi = TABLES["torchtune Phi3"]
+    reasons = undone(stored(tmp_path / "phi", state_of(phi)), base_of_case(phi, tmp_path)).reasons
+    assert reasons["model.layers.0.self_attn.qkv_proj.weight"] == "put together with 2 more"
+    olmo = TABLES["OLMo-core FlexOlmo"]
+    reasons = undone(stored(tmp_path / "olmo", state_of(olmo)), base_of_case(olmo, tmp_path)).reasons
+    expected = "one of 2 parts of it, two dimensions exchanged"
+    assert reasons["model.layers.0.mlp.experts.1.up_proj.weight"] == expected
+
+
 def test_without_a_base_names_are_kept_and_what_is_missing_is_named(tmp_path: Path) -> None:
     checkpoint = llama(tmp_path)
     restored = undone(checkpoint, None)

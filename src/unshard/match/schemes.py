@@ -7,7 +7,7 @@ were used are told.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from unshard.base import Base
@@ -20,6 +20,7 @@ from unshard.match.scheme_findings import Done, impossible, misfit, told_of_kept
 from unshard.match.scheme_steps import MisfitError, needs_heads, walk
 from unshard.match.scheme_translation import Job, Translation, translation_of
 from unshard.recipes.schemes import readings_of
+from unshard.recipes.schemes.rows import Rotary, Swap
 from unshard.tensors import DescribedTensor
 
 
@@ -83,6 +84,7 @@ class _Made:
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     sizes: set[int] = field(default_factory=set)
     reordered: int = 0
 
@@ -126,6 +128,7 @@ def _translated(
         tensors=made.tensors,
         origins=made.origins,
         dropped={**restored.dropped, **made.dropped},
+        reasons={**restored.reasons, **made.reasons},
         findings=(*restored.findings, *told_of_scheme(chosen, done, heads)),
     )
 
@@ -146,6 +149,22 @@ def _carry_out(job: Job, restored: Restored, heads: HeadCounts | None, made: _Ma
     made.sizes |= walked.sizes
     made.reordered += any(map(needs_heads, job.row.steps))
     targets = job.targets([len(column) for column in walked.columns])
-    for names, tensors in zip(targets, walked.columns, strict=True):
+    before = list(dict.fromkeys(restored.reasons[name] for name in sources if name in restored.reasons))
+    for column, (names, tensors) in enumerate(zip(targets, walked.columns, strict=True)):
+        done = ", ".join([*before, *_done(job, column, sum(map(len, targets)))])
         for name, tensor in zip(names, tensors, strict=True):
             made.add(name, tensor, origins)
+            made.reasons |= {name: done} if done else {}
+
+
+def _done(job: Job, column: int, targets: int) -> Iterator[str]:
+    """Yield what was done, besides renaming, to make the tensors of one name of a row."""
+    sources, steps = sum(map(len, job.sources)), job.row.steps
+    if targets > sources:
+        yield f"one of {targets} parts of it"
+    if targets < sources:
+        yield f"put together with {sources - 1} more"
+    if any(isinstance(step, Rotary) and step.heads[column] is not None for step in steps):
+        yield "rows of every head reordered"
+    if any(isinstance(step, Swap) for step in steps):
+        yield "two dimensions exchanged"
