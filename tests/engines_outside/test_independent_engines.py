@@ -19,8 +19,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from tiny_models import tiny_model
 from trainers.catalogue import TrainedCheckpoint
+from trainers.tiny_llama import tiny_tokenizer
 from unshard.conversion import convert
+from unshard.diagnosis import check
 
 SCRIPTS = Path(__file__).parent
 TEXT = "The capital of France is Paris, and the capital of Japan is"
@@ -108,3 +111,43 @@ def load_base(base: Path) -> dict[str, torch.Tensor]:
         base, dtype=torch.float32
     ).state_dict()
     return state
+
+
+@pytest.fixture(scope="module")
+def as_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as transformers 5 saves it: the base of its rotary embeddings only in its own spelling."""
+    folder = tmp_path_factory.mktemp("as-saved")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spelt(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, converted with that folder as its base."""
+    folder = tmp_path_factory.mktemp("spelt")
+    torch.save(load_base(as_saved), folder / "model.pt")
+    convert(folder / "model.pt", folder / "model", base=as_saved, dtype="float32", durable=False)
+    return folder / "model"
+
+
+def stumbling(folder: Path) -> set[str]:
+    """Return the engines that check says compute otherwise, or refuse the folder."""
+    told = check(folder).findings
+    return {item.subject for item in told if item.code in ("U640", "U641") and "rope" in item.saw}
+
+
+def test_mlx_computes_otherwise_where_check_says_so(as_saved: Path, spelt: Path, tmp_path: Path) -> None:
+    tokens = list(range(5, 45))
+    expected, tolerance = reference(as_saved, load_base(as_saved), tokens)
+    assert "mlx-lm, transformers 4" in stumbling(as_saved)
+    assert np.abs(mlx_logits(as_saved, tokens, tmp_path) - expected).max() > 100 * tolerance
+    assert stumbling(spelt) == set()
+    assert np.abs(mlx_logits(spelt, tokens, tmp_path) - expected).max() <= tolerance
+
+
+def test_mistral_rs_refuses_what_check_says_it_refuses(as_saved: Path, spelt: Path, tmp_path: Path) -> None:
+    assert "mistral.rs" in stumbling(as_saved)
+    with pytest.raises(AssertionError, match="missing field `rope_theta`"):
+        mistral_answer(as_saved, QUESTION, tmp_path)
+    assert mistral_answer(spelt, QUESTION, tmp_path) is not None
