@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,12 +11,28 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that gives the folder that `save_pretrained` leaves of a family, with a tokenizer."""
     from tiny_models import tiny_model, write_folder
 
-    root = tmp_path_factory.mktemp("healthy")
+    root = tmp_path_factory.mktemp("saved")
     return cache(lambda family: write_folder(tiny_model(family), root / family))
+
+
+@pytest.fixture(scope="session")
+def healthy(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the same folders with a configuration that every engine reads."""
+    from unshard import mend
+
+    root = tmp_path_factory.mktemp("healthy")
+
+    @cache
+    def folder(family: str) -> Path:
+        shutil.copytree(saved(family), root / family)
+        mend(root / family, in_place=True, only=["spelling"])
+        return root / family
+
+    return folder
 
 
 @pytest.fixture

@@ -128,6 +128,18 @@ def test_there_is_nothing_to_mend_in_a_healthy_folder(healthy: Healthy, family: 
         assert not plan.findings
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_5_saves_only_lacks_the_older_spelling(saved: Healthy, family: str) -> None:
+    assert {repair.name for repair in mend(saved(family)).plan.repairs} <= {"spelling"}
+
+
+def test_the_older_spelling_is_put_beside_the_newer_one(saved: Healthy, tmp_path: Path) -> None:
+    folder = copied(saved("llama"), tmp_path / "broken")
+    mend(folder, in_place=True)
+    assert config_of(folder) == {**config_of(saved("llama")), "rope_theta": 50000.0}
+    assert_loads_as(saved("llama"), folder)
+
+
 def test_a_repair_that_is_skipped_is_not_made(llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "broken")
     set_config(folder, use_cache=False, vocab_size=512)

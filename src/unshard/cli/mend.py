@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unshard.mending.weight_plans import PlannedWeights
 
 _NAMES = (
-    "names, experts, format, size, index, architectures, ties, dtype, vocabulary, rope, cache, "
+    "names, experts, format, size, index, architectures, ties, dtype, vocabulary, spelling, cache, "
     "quantization, files"
 )
 

@@ -82,7 +82,8 @@ def _tensors(
         tensor = tensors[name]
         places = (_place(file, tensor) for file in files)
         old = next((before[place] for place in places if place in before), None)
-        told = manifest.tensors.get(old) if old is not None else None
+        told = manifest.tensors.get(old or name) or manifest.tensors.get(name)
+        told = told if told and (told.shape, told.dtype) == (tensor.shape, tensor.dtype.name) else None
         found[name] = ManifestTensor(
             file=home,
             dtype=tensor.dtype.name,

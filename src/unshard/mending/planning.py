@@ -10,6 +10,7 @@ from unshard.errors import OptionError, OutputError, listed
 from unshard.findings import Finding, finding
 from unshard.match.draft import Draft
 from unshard.match.experts import possible_experts, recipes_to_try, regroup
+from unshard.match.names import naming_without_base
 from unshard.mending.manifest_editing import edited_manifest
 from unshard.mending.mend_plan import MendPlan
 from unshard.mending.repairs import REPAIRS, Repair
@@ -99,19 +100,35 @@ def _tensors(
     everything: dict[str, DescribedTensor] = dict(outline.checkpoint.tensors)
     if "names" not in chosen or (outline.regrouped is not None and "experts" not in chosen):
         return everything, {}
-    tensors = {target: outline.tensors[source] for target, source in draft.kept.items()}
+    tensors: Mapping[str, DescribedTensor] = {
+        target: outline.tensors[source] for target, source in draft.kept.items()
+    }
     spare = {
         outline.naming.names[source]: outline.tensors[source]
         for source in draft.dropped
         if source not in outline.training_only and outline.naming.names[source] not in tensors
     }
     repairs += _name_repairs(draft)
-    if outline.regrouped is not None:
-        what = f"{counted(outline.regrouped.before, 'tensor')} become {outline.regrouped.after:,}"
-        repairs.append(Repair("experts", what, "experts as the model's files have them"))
     if layout is not None and "experts" in chosen:
-        return _with_layout(scene, tensors, layout, repairs), spare
+        tensors = _with_layout(scene, draft, tensors, layout)
+    repairs += _expert_repairs(draft, tensors, layout)
     return tensors, spare
+
+
+def _expert_repairs(
+    draft: Draft, tensors: Mapping[str, DescribedTensor], layout: Layout | None
+) -> Iterator[Repair]:
+    """Yield that experts were taken apart or put together, if they lie otherwise than before."""
+    before = draft.outline.restored.tensors.values()
+    old, new = set(map(id, before)), set(map(id, tensors.values()))
+    made, used = len(new - old), len(old - new - _dropped(draft))
+    if made:
+        why = f"--layout {layout}" if layout else "experts as the files of the model have them"
+        yield Repair("experts", f"{counted(used, 'tensor')} become {made:,}", why)
+
+
+def _dropped(draft: Draft) -> set[int]:
+    return {id(draft.outline.tensors[source]) for source in draft.dropped}
 
 
 def _name_repairs(draft: Draft) -> Iterator[Repair]:
@@ -147,8 +164,10 @@ def _why(reasons: list[str], proof: str) -> str:
     return f"{'; '.join(reasons)} ({proof})" if reasons else proof
 
 
-def _with_layout(scene: Scene, tensors: Tensors, layout: Layout, repairs: list[Repair]) -> Tensors:
-    """Return the tensors with experts as a layout has them.
+def _with_layout(
+    scene: Scene, draft: Draft, tensors: Mapping[str, DescribedTensor], layout: Layout
+) -> Mapping[str, DescribedTensor]:
+    """Return the tensors with experts as a layout has them; those that lie so already, as they lie.
 
     Raises:
         OptionError: No recipe is known for the model.
@@ -162,16 +181,15 @@ def _with_layout(scene: Scene, tensors: Tensors, layout: Layout, repairs: list[R
             saw=f"{layout}, and model_type {scene.judged.get('model_type')}",
             hint="Leave it out.",
         )
-    described = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DescribedTensor)}
-    for recipe in recipes:
-        found = regroup(described, recipe, _SIDES[layout], possible_experts(scene.judged, None))
-        if found is not None and len(described) == len(tensors):
-            what = (
-                f"{counted(found.before, 'tensor')} become {found.after:,}, {found.renamed:,} get other names"
-            )
-            repairs.append(Repair("experts", what, f"--layout {layout}"))
-            return found.tensors
-    return tensors
+    experts = possible_experts(scene.judged, None)
+    sides = (regroup(tensors, recipe, _SIDES[layout], experts) for recipe in recipes)
+    found = next((side.tensors for side in sides if side is not None), tensors)
+    outline = draft.outline
+    if outline.regrouped is None or outline.regrouped.side == _SIDES[layout]:
+        return found
+    stem = naming_without_base({name: t.shape for name, t in outline.restored.tensors.items()})
+    before = {stem.names[name]: tensor for name, tensor in outline.restored.tensors.items()}
+    return {n: before[n] if n in before and before[n].shape == t.shape else t for n, t in found.items()}
 
 
 def _weights(

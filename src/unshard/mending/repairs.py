@@ -20,6 +20,7 @@ from unshard.match.config_edits import (
     cache_edits,
     dtype_edits,
     quantisation_edits,
+    spelling_edits,
     tie_edits,
 )
 from unshard.match.dtype_policy import main_dtype
@@ -116,6 +117,12 @@ def _mend_vocabulary(scene: Scene, config: Config, tensors: Tensors) -> Iterator
     yield from _repair("vocabulary", f"embedding and output head have {rows} rows", edits)
 
 
+def _mend_spelling(_scene: Scene, config: Config, _tensors: Tensors) -> Iterator[Repair | Finding]:
+    """Keys that only transformers 5 reads as it spells them, in the older spelling beside."""
+    why = "only transformers 5 reads `rope_parameters`; other engines refuse it, or compute wrong logits"
+    yield from _repair("spelling", why, spelling_edits(config))
+
+
 def _mend_cache(scene: Scene, config: Config, _tensors: Tensors) -> Iterator[Repair | Finding]:
     """The cache that training switched off."""
     why = "training switches the cache off; without it every token is computed from all before it"
@@ -193,6 +200,7 @@ REPAIRS: Mapping[str, Repairing] = {
     "ties": _mend_ties,
     "dtype": _mend_dtype,
     "vocabulary": _mend_vocabulary,
+    "spelling": _mend_spelling,
     "cache": _mend_cache,
     "quantization": _mend_quantisation,
     "files": _mend_files,

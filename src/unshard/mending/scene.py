@@ -21,7 +21,7 @@ from unshard.match import Choices, answer_questions, outline_of, questions_for
 from unshard.match.draft import Draft, new_draft
 from unshard.match.fit import check_fit, fit_error, require_plain
 from unshard.match.names import naming_without_base
-from unshard.mending.weight_files import Weights, check_lost, file_of, find_weights, lost_tensors
+from unshard.mending.weight_files import Weights, check_lost, file_of, lost_tensors, possible_weights
 from unshard.model_folder import ModelFolder
 from unshard.recipes.architectures import whole_architecture
 from unshard.recipes.families import layer_count, layer_number
@@ -85,7 +85,16 @@ def describe_scene(folder: ModelFolder, *, reference: str | None, download: bool
     Raises:
         BaseModelError: The base that was named is missing or unreadable.
     """
-    weights = find_weights(folder)
+    scenes: list[Scene] = []
+    for weights in possible_weights(folder):
+        scenes.append(_described(folder, weights, reference, download=download))
+        if not scenes[-1].refusals:
+            return scenes[-1]
+    return scenes[0]
+
+
+def _described(folder: ModelFolder, weights: Weights, reference: str | None, *, download: bool) -> Scene:
+    """Return the scene in which these are the weights of the folder."""
     checkpoint = _as_checkpoint(folder, weights)
     base = None
     if reference is not None:

@@ -30,10 +30,15 @@ class Weights:
     refusals: tuple[Finding, ...]
 
 
-def find_weights(folder: ModelFolder) -> Weights:
-    """Return the files that hold the weights of a model, as engines would take them."""
+def possible_weights(folder: ModelFolder) -> Iterator[Weights]:
+    """Yield which files may hold the weights of a model: those that a sound index names, then all."""
     named = _named_by_index(folder)
-    files = tuple(file for file in folder.weights if named is None or file.name in named)
+    if named is not None and len(named) < len(folder.weights):
+        yield _weights(folder, tuple(file for file in folder.weights if file.name in named))
+    yield _weights(folder, folder.weights)
+
+
+def _weights(folder: ModelFolder, files: tuple[WeightsOfFile, ...]) -> Weights:
     stale = [file.name for file in folder.weights if file not in files]
     training = [n for n in folder.names if "/" not in n and training_kind(n) is not None]
     refusals = (*_unreadable(folder), *_doubled(files), *_absent(folder, files))
