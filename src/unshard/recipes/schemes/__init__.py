@@ -22,6 +22,7 @@ from unshard.recipes.wrappers import AMBIGUOUS_WRAPPERS, WRAPPERS, without_segme
 # Of two schemes that explain names equally well, the first is meant.
 SCHEMES: tuple[Scheme, ...] = (META, TORCHTITAN, TORCHTUNE, LITGPT, OLMO_CORE)
 
+_ENDINGS = tuple({ending for scheme in SCHEMES for family in scheme.families for ending in family.endings})
 _DEEPEST_PREFIX = 4
 _SEGMENTS = frozenset((*WRAPPERS, *AMBIGUOUS_WRAPPERS))
 
@@ -52,17 +53,19 @@ def detect_scheme(names: Iterable[str]) -> Scheme | None:
 def readings_of(names: Collection[str]) -> list[Reading]:
     """Return every family of a scheme that explains as many of the names as any does; there may be none."""
     bare = _bare(names)
+    if not any(short.endswith(_ENDINGS) for short in bare.values()):  # as it is of most models
+        return []
+    patterns = {name: split_name(short)[0] for name, short in bare.items()}
     found: list[Reading] = []
     for prefix in _prefixes(bare.values()):
         inner = {name: short.removeprefix(prefix) for name, short in bare.items()}
-        patterns = {name: split_name(short)[0] for name, short in inner.items()}
+        plain = {name: pattern.removeprefix(prefix) for name, pattern in patterns.items()}
+        there = frozenset(plain.values())
         found = [
-            Reading(
-                scheme, family, inner, tuple(n for n in names if _is_unknown(inner[n], patterns[n], family))
-            )
+            Reading(scheme, family, inner, tuple(n for n in names if _is_unknown(inner[n], plain[n], family)))
             for scheme in SCHEMES
             for family in scheme.families
-            if family.has_marks(frozenset(patterns.values()))
+            if family.has_marks(there)
         ]
         if found:
             break
@@ -90,7 +93,7 @@ def _prefixes(names: Collection[str]) -> Iterable[str]:
     first, *parts = min(names).split(".")[: _DEEPEST_PREFIX + 1]
     prefix = f"{first}."
     for part in parts:
-        if not all(name.startswith(prefix) for name in names):
+        if first.isdigit() or not all(name.startswith(prefix) for name in names):
             return
         yield prefix
-        prefix += f"{part}."
+        first, prefix = part, f"{prefix}{part}."

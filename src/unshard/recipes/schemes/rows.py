@@ -8,7 +8,6 @@ holds of one layer: its experts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Literal
 Heads = Literal["query", "key"]
 Order = Literal["blocks", "groups"]
 
-_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +205,12 @@ class Family:
         rows = tuple(row.reversed for row in self.rows if row.ours)
         return Family(self.title, rows, (), self.model_types, self.obstacle)
 
+    @cached_property
+    def endings(self) -> frozenset[str]:
+        """How names end of which one must be there: what follows the numbers in marks that have some."""
+        names = (name for spellings in self._spellings.values() for name in spellings if "*" in name)
+        return frozenset(name.rpartition("*")[2] for name in names)
+
     def has_marks(self, patterns: frozenset[str]) -> bool:
         """Return whether all marks are among patterns of names, in one spelling or another."""
         return all(self._spellings[mark] & patterns for mark in self.marks)
@@ -236,7 +241,17 @@ class Scheme:
 
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
     """Return a name with `*` for the numbers that stand between its dots, and these numbers."""
-    return _NUMBER.sub("*", name), tuple(int(number) for number in _NUMBER.findall(name))
+    parts, numbers = name.split("."), list[int]()
+    for place, part in enumerate(parts):
+        if (
+            part.isdigit()
+            and part.isascii()
+            and len(part) <= _MOST_DIGITS
+            and (part == "0" or part[0] != "0")
+        ):
+            numbers.append(int(part))
+            parts[place] = "*"
+    return ".".join(parts), tuple(numbers)
 
 
 def filled(pattern: str, numbers: tuple[int, ...]) -> str:
