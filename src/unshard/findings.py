@@ -196,7 +196,6 @@ RULES: dict[str, Rule] = {
     "U704": Rule(_ERROR, "The structure differs from what the model needs"),
     "U705": Rule(_ERROR, "The forward pass shows a broken model"),
     "U706": Rule(_WARNING, "The loss is far from the base's"),
-    "U707": Rule(_WARNING, "The configuration names another dtype than the tensors have"),
     "U708": Rule(_WARNING, "The loss on English is no better than guessing blindly"),
     "U801": Rule(_ERROR, "Numbers are not finite"),
     "U802": Rule(_WARNING, "Weights are all zero"),

@@ -212,3 +212,16 @@ def test_an_empty_folder_gives_no_more_than_what_it_lacks(tmp_path: Path) -> Non
 
 def test_rewriting_the_weights_changes_nothing(folder: Path) -> None:
     assert found(rewritten(folder, dict)) == []
+
+
+def test_an_index_of_one_file_is_sound(folder: Path) -> None:
+    weight_map = dict.fromkeys(load_file(folder / WEIGHTS), WEIGHTS)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert found(folder) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{", ""])
+def test_an_index_that_cannot_be_read_is_told_beside_one_file_as_well(text: str, folder: Path) -> None:
+    (folder / INDEX).write_text(text)
+    told = only(found(folder))
+    assert (told.code, told.subject) == ("U611", INDEX)

@@ -21,6 +21,7 @@ from unshard.readers.training_files import training_kind
 from unshard.sizes import counted, format_size
 from unshard.tensors import DescribedTensor, FileSource, element_count
 
+_INDEX_ENDING = ".index.json"
 _GIANT_BYTES = 50 * 10**9
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth)")
 _REINDEX = "Write the index anew: unshard mend FOLDER"
@@ -54,16 +55,23 @@ def _check_readable(evidence: Evidence) -> Iterator[Finding]:
 def _check_index(evidence: Evidence) -> Iterator[Finding]:
     """Yield where the index and the files disagree, in both directions."""
     folder = evidence.folder
-    if folder is None or _is_overridden(folder):
+    if folder is None:
         return
+    unread_indexes = [found for found in folder.unreadable if found.name.endswith(_INDEX_ENDING)]
+    for found in unread_indexes:
+        yield finding(
+            "U611", subject=found.name, saw=found.problem, expected="a file for each tensor", remedy=_REINDEX
+        )
     if folder.index is None:
-        yield from _without_index(folder)
+        yield from () if unread_indexes else _without_index(folder)
         return
-    name, listed = folder.index.name, folder.index.value.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+    name, listed = folder.index.name, _weight_map(folder)
+    if not listed:
         yield finding(
             "U611", subject=name, saw="no weight_map", expected="a file for each tensor", remedy=_REINDEX
         )
+        return
+    if _is_overridden(folder):
         return
     homes: dict[str, set[str]] = {}
     for file in folder.weights:
@@ -93,11 +101,19 @@ def _check_index(evidence: Evidence) -> Iterator[Finding]:
 def _is_overridden(folder: ModelFolder) -> bool:
     """Return whether one file of the whole model lies beside the parts that an index names."""
     whole = [file.name for file in folder.weights if file.name in ("model.safetensors", "pytorch_model.bin")]
-    return bool(whole) and (len(folder.weights) > 1 or folder.index is not None)
+    named_files = _weight_map(folder).values()
+    return bool(whole) and (len(folder.weights) > 1 or any(file not in whole for file in named_files))
+
+
+def _weight_map(folder: ModelFolder) -> dict[str, str]:
+    """Return the file of every tensor as the index has it; nothing where none can be read."""
+    listed = folder.index.value.get("weight_map") if folder.index else None
+    found = listed if isinstance(listed, dict) else {}
+    return found if all(isinstance(file, str) for file in found.values()) else {}
 
 
 def _without_index(folder: ModelFolder) -> Iterator[Finding]:
-    if len(folder.weights) > 1:
+    if len(folder.weights) > 1 and not _is_overridden(folder):
         yield finding(
             "U614",
             subject=folder.path.name,
@@ -271,7 +287,8 @@ def _check_state(evidence: Evidence) -> Iterator[Finding]:
             remedy="Put the files themselves there: cp -L LINK COPY && mv COPY LINK",
         )
     for found in folder.unreadable:
-        if not found.is_outside and found.name.endswith(".json") and found.name != "config.json":
+        is_told_elsewhere = found.name == "config.json" or found.name.endswith(_INDEX_ENDING)
+        if found.name.endswith(".json") and not is_told_elsewhere and not found.is_outside:
             yield finding(
                 "U627",
                 subject=quoted(found.name),

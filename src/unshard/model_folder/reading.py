@@ -24,6 +24,8 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Vocabularies: objects of hundreds of thousands of entries, which are counted where they lie.
 _LARGE = frozenset(("tokenizer.json", "vocab.json", "tekken.json"))
 
+_OBJECTS = frozenset(("config.json", "generation_config.json", "tokenizer_config.json"))
+
 
 def read_model_folder(path: Path) -> ModelFolder:
     """Return a model folder as it is, broken or not; no tensor is read.
@@ -76,6 +78,8 @@ def _json_files(listing: Listing) -> tuple[dict[str, JsonFile], list[Unreadable]
                 found[name] = file
             case Unreadable() as problem:
                 unread.append(problem)
+            case None if name in _OBJECTS or name.endswith(".index.json"):
+                unread.append(Unreadable(name, "is not a JSON object", "Copy the file again."))
     return found, unread
 
 
