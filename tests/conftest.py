@@ -11,7 +11,7 @@ import pytest
 from trainers.catalogue import RUNS, TrainedCheckpoint, quiet_environment
 from trainers.trained import TrainedCheckpoints
 
-pytest_plugins = ("command_line", "published_models", "healthy_models")
+pytest_plugins = ("browser", "command_line", "published_models", "healthy_models")
 quiet_environment()
 
 

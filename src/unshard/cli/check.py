@@ -12,6 +12,7 @@ from unshard.cli.options import (
     json_option,
     paths_argument,
     quiet_option,
+    report_option,
     which_checkpoint,
     workers_option,
 )
@@ -25,11 +26,13 @@ from unshard.cli.printing import (
     plain,
 )
 from unshard.cli.progress_bar import progress_bar
+from unshard.cli.report_file import require_report_place, write_report_file
 from unshard.findings import Severity
 from unshard.sizes import counted, format_size
 
 if TYPE_CHECKING:
     from unshard.diagnosis import Diagnosis, StepVerdict
+    from unshard.report import Report
 
 
 @click.command(short_help="What is wrong with a run or a model, and what to do?")
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Exit with 3 where a finding is as bad as this.",
 )
+@report_option
 @workers_option
 @quiet_option
 @json_option
@@ -61,6 +65,7 @@ def check(
     select: str | None,
     deep: bool,
     fail_on: Literal["error", "warning", "never"],
+    report: Path | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -77,10 +82,12 @@ def check(
     """
     from unshard.diagnosis import check as check_path
 
+    require_report_place(report)
     with progress_bar(shown=not (quiet or as_json)) as progress:
         result = check_path(
             paths, base=base, step=step, select=select, deep=deep, workers=workers, progress=progress
         )
+    write_report_file(report, lambda: _report(result))
     if as_json:
         echo_json(result)
     else:
@@ -90,6 +97,12 @@ def check(
         if following := _next(result, paths, base, step):
             echo_commands("next", following)
     context.exit(3 if result.fails(fail_on) else 0)
+
+
+def _report(result: Diagnosis) -> Report:
+    from unshard.report.of_diagnosis import report_of_diagnosis
+
+    return report_of_diagnosis(result)
 
 
 def _rows(result: Diagnosis) -> list[tuple[str, object]]:

@@ -13,6 +13,7 @@ from unshard.errors import UnshardError
 from unshard.measures import Measurement
 from unshard.measures.passes import measure
 from unshard.progress import Progress
+from unshard.report.words import known_as
 from unshard.tensors import DescribedTensor, Tensor
 
 
@@ -47,7 +48,7 @@ def measured_for_report(
         found = measure(tensors, against=weights, workers=workers or default_workers(), progress=progress)
     except UnshardError:
         return Measured()  # the command itself has told what cannot be read
-    return Measured(found, base.reference if base is not None and weights else None)
+    return Measured(found, known_as(base.reference) if base is not None and weights else None)
 
 
 def _weights(base: Base | None, model: Path) -> Mapping[str, DescribedTensor]:

@@ -13,7 +13,7 @@ from unshard.report.contents import Fact, Report, ReportedTensor, Verdict
 from unshard.report.measuring import Measured, measured_for_report
 from unshard.report.provenance import provenance_of
 from unshard.report.software import software_of
-from unshard.report.words import now, problems, sentence, size_facts
+from unshard.report.words import known_as, now, problems, sentence, size_facts
 
 
 def report_of_conversion(
@@ -30,7 +30,10 @@ def report_of_conversion(
         subject=done.target.name,
         verdict=_verdict(done),
         created=now(),
-        facts=(*size_facts(tensors), Fact("Base", (ready.base.reference if ready.base else "none",))),
+        facts=(
+            *size_facts(tensors),
+            Fact("Base", (known_as(ready.base.reference) if ready.base else "none",)),
+        ),
         levels=done.proof,
         findings=done.findings,
         tensors=tensors,

@@ -8,22 +8,23 @@ from unshard.diagnosis import Diagnosis
 from unshard.findings import Severity
 from unshard.report.contents import Fact, Provenance, Report, ReportedTensor, Verdict
 from unshard.report.software import software_of
-from unshard.report.words import now, problems, sentence, size_facts
+from unshard.report.words import known_as, now, problems, sentence, size_facts
 from unshard.sizes import counted
 
 
 def report_of_diagnosis(result: Diagnosis) -> Report:
     """Return what checking found; with numbers of tensors where it read them."""
     tensors = tuple(_tensors(result))
+    base = None if result.base is None else known_as(result.base)
     return Report(
         command="check",
         subject=result.path.name,
         verdict=_verdict(result),
         created=now(),
-        facts=(*size_facts(tensors), Fact("Base", (result.base or "none",))),
+        facts=(*size_facts(tensors), Fact("Base", (base or "none",))),
         findings=result.findings,
         tensors=tensors,
-        compared_with=result.base,
+        compared_with=base,
         software=software_of(result.path) if result.kind == "model" else (),
         provenance=Provenance(
             (

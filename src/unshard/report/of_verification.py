@@ -12,7 +12,7 @@ from unshard.report.contents import Fact, Provenance, Report, ReportedTensor, Ve
 from unshard.report.measuring import Measured, measured_for_report
 from unshard.report.provenance import provenance_of
 from unshard.report.software import software_of
-from unshard.report.words import now, problems, sentence, size_facts
+from unshard.report.words import known_as, now, problems, sentence, size_facts
 from unshard.tensors import DescribedTensor, byte_count
 from unshard.verification import Verification
 
@@ -79,7 +79,7 @@ def _sources(told: ManifestTensor | None) -> tuple[str, ...]:
 
 def _base_fact(manifest: Manifest | None, base: str | None) -> tuple[Fact, ...]:
     if base is not None:
-        return (Fact("Base", (base,)),)
+        return (Fact("Base", (known_as(base),)),)
     known = manifest.base.get("name") if manifest and isinstance(manifest.base, Mapping) else None
     return (Fact("Base", (str(known),)),) if known else ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from unshard.report.contents import ReportedTensor
@@ -75,18 +75,19 @@ class Column:
 def columns_of(tensors: Sequence[ReportedTensor]) -> tuple[Column, ...]:
     """Return the columns about which anything is known, those that are shown first."""
     columns = (
-        Column("Name", tuple(visible(t.name) for t in tensors), encoding="names"),
+        Column("Name", tuple(t.name for t in tensors), encoding="names"),
         _pool(tensors, "Fate", lambda t: t.fate or ""),
         _pool(tensors, "Dtype", _dtype),
         _pool(tensors, "Shape", lambda t: shape_text(t.shape), [math.prod(t.shape) for t in tensors]),
         _pool(tensors, "Size", lambda t: format_size(t.nbytes), [t.nbytes for t in tensors]),
         *_change_columns(tensors),
         Column("Source", tuple(_source(t) for t in tensors), encoding="names"),
-        _pool(tensors, "File", lambda t: visible(t.file or ""), is_detail=True),
+        _pool(tensors, "File", lambda t: t.file or "", is_detail=True),
         *_statistics_columns(tensors),
         Column("SHA-256", tuple(t.sha256 or "" for t in tensors), is_detail=True),
     )
-    return tuple(column for column in columns if any(column.texts))
+    known = (column for column in columns if any(column.texts))
+    return tuple(replace(column, texts=tuple(map(visible, column.texts))) for column in known)
 
 
 def _change_columns(tensors: Sequence[ReportedTensor]) -> Iterable[Column]:
@@ -159,7 +160,7 @@ def _source(tensor: ReportedTensor) -> str:
     if tensor.sources == (tensor.name,):
         return "same name"
     more = len(tensor.sources) - 1
-    return visible(tensor.sources[0]) + (f" and {more:,} more" if more else "")
+    return tensor.sources[0] + (f" and {more:,} more" if more else "")
 
 
 def _key(value: float) -> float:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from unshard.findings import Finding, Severity
 from unshard.report.contents import Fact, ReportedTensor
@@ -28,6 +29,12 @@ def size_facts(tensors: Sequence[ReportedTensor]) -> tuple[Fact, ...]:
         Fact("Size", (format_size(sum(t.nbytes for t in tensors)),)),
         Fact("Dtype", (", ".join(dtypes[:3]) + (", …" if len(dtypes) > 3 else ""),)),
     )
+
+
+def known_as(reference: str) -> str:
+    """Return a base as others know it: its name on the hub, or the last part of its folder."""
+    path = Path(reference)
+    return path.absolute().name if path.exists() else reference
 
 
 def problems(findings: Sequence[Finding]) -> str:

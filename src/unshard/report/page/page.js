@@ -89,7 +89,8 @@ function startTable(table, data) {
     const line = make("tr");
     shown.forEach((column, at) => {
       if (at) {
-        line.append(makeName("td", column.texts[row], column.style));
+        const write = column.style === "text" ? makeName : make;
+        line.append(write("td", column.texts[row], column.style));
         return;
       }
       const head = line.appendChild(make("th"));
