@@ -158,20 +158,6 @@ def test_a_head_for_another_task_is_explained(base_folder: Folder, state: States
     )
 
 
-def test_adapters_are_refused_by_name(base_folder: Folder, state: States, tmp_path: Path) -> None:
-    adapted = {
-        f"base_model.model.{n.replace('q_proj.weight', 'q_proj.base_layer.weight')}": t
-        for n, t in state("llama").items()
-    }
-    adapted["base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"] = torch.ones(2, 32)
-    with pytest.raises(UnsupportedLayoutError) as caught:
-        match_state(adapted, base_folder("llama"), tmp_path)
-    assert caught.value.problem == "holds a LoRA adapter that is not merged into the model"
-    assert caught.value.hint == (
-        "Merge it before saving (PEFT's merge_and_unload), or use the adapter folder with PEFT."
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

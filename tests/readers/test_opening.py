@@ -236,7 +236,6 @@ def touch(folder: Path, *names: str) -> Path:
 OTHERS = {
     "ZeRO": (["latest", "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt"], "ZeRO"),
     "Megatron": (["iter_0000010/mp_rank_00/model_optim_rng.pt"], "Megatron"),
-    "an adapter": (["adapter_model.safetensors", "adapter_config.json"], "adapter"),
     "GGUF": (["model-q4.gguf"], "GGUF"),
     "NeMo": (["model.nemo"], "NeMo"),
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unshard.checks import (
+    adapters,
     against_base,
     configuration,
     layers,
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     *weight_files.CHECKS,
     *configuration.CHECKS,
     *names.CHECKS,
+    *adapters.CHECKS,
     *layers.CHECKS,
     *shapes.CHECKS,
     *tied_weights.CHECKS,

@@ -180,7 +180,7 @@ def _require_positive(settings: AdapterSettings) -> None:
 
 def _from_files(checkpoint: Checkpoint) -> AdapterSettings:
     if CONFIG in checkpoint.side_files:
-        return _from_config(checkpoint.side_files[CONFIG])
+        return settings_from_config(checkpoint.side_files[CONFIG])
     if _VERL in checkpoint.side_files:
         path = checkpoint.side_files[_VERL]
         meta = _read_object(path)
@@ -219,7 +219,7 @@ def _from_training(training: TrainingParameters | None) -> AdapterSettings:
     )
 
 
-def _from_config(path: Path) -> AdapterSettings:
+def settings_from_config(path: Path) -> AdapterSettings:
     """Return what adapter_config.json says.
 
     Raises:

@@ -159,13 +159,19 @@ def published_name(name: str, adapter: str | None) -> str:
 
 def other_adapter(name: str) -> str | None:
     """Return what adapter a tensor of this name belongs to, where it is one that cannot be merged."""
-    return next((title for pattern, title in _OTHERS if pattern.search(name)), None)
+    known = next((title for pattern, title in _OTHERS if pattern.search(name)), None)
+    if known is None and _MARKS.search(name) and parse_adapter_name(name) is None:
+        return "one whose names are not known"
+    return known
 
 
 def holds_adapter(names: Iterable[str]) -> bool:
     """Return whether any of these names is one of an adapter."""
     return any(_MARKS.search(name) or other_adapter(name) for name in names)
 
+
+# Model types that are published with adapters for their kinds of input, which their classes load.
+PUBLISHED_WITH_ADAPTERS = frozenset(("phi4mm", "phi4_multimodal"))
 
 # Values of `init_lora_weights` with which PEFT changes the base's own weights before training: the
 # adapter then belongs to what is left of them, and not to the base.
