@@ -74,8 +74,6 @@ def test_exchanged_tensors_of_one_shape_are_told(llama: Pair, tmp_path: Path, pa
 
 def test_the_cosines_are_those_of_the_tensors(llama: Pair, tmp_path: Path) -> None:
     told = one(llama, tmp_path, lambda state: exchange(state, (GATE, UP)))
-    numbers = {f"{name} {side}": None for name in (GATE, UP) for side in ("own", "other")}
-    assert numbers
     evidence = evidence_of(tmp_path / "broken", llama[0])
     delta = evidence.measured[GATE].delta
     assert delta is not None
@@ -96,7 +94,8 @@ def test_a_tensor_that_holds_another_ones_numbers_is_no_exchange(llama: Pair, tm
     told = one(llama, tmp_path, lambda state: state.update({UP: state[GATE].clone()}))
     assert told.code == "U815"
     assert told.saw.startswith(
-        "model.layers.*.mlp.up_proj.weight holds the numbers of model.layers.*.mlp.gate_proj.weight in 1 layer:"
+        "model.layers.*.mlp.up_proj.weight holds the numbers of model.layers.*.mlp.gate_proj.weight in"
+        " 1 layer:"
     )
 
 

@@ -27,7 +27,7 @@ _RELATED = 0.5
 # Weights that begin near zero grow in training until nothing is left of how they began.
 _GROWN = 4.0
 _MOST_LOOKED_AT = 1024
-_FIRST_LOOK = 24
+_FIRST_LOOK = 16
 _AGAIN = (
     "Convert the training checkpoint again (unshard convert RUN OUT --base BASE), or repair the program that"
     " wrote this one."

@@ -9,11 +9,12 @@ Memory:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unshard.base.configuration import Config, lookup_int
-from unshard.checks.values_samples import cosine_of, read_box
+from unshard.checks.values_samples import cosine_of, read_box, read_numbers
 from unshard.tensors import Box, Tensor
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ Shape = tuple[int, ...]
 # Samples of n numbers that have nothing in common have a cosine of about 1 / sqrt(n). Here n is at least
 # 128, so that one half is more than five times what chance gives; a fine-tuned tensor has 0.9 and more.
 ALIKE = 0.5
-_ROWS, _COLUMNS = 32, 64
+_ROWS, _COLUMNS = 8, 64
 _PARTS = (2, 3, 4, 6, 8, 12, 16)
 _MOST_EXPERTS = 1024
+_CORNER = 24
 _FEWEST_IN_PART = 16
+_LONGEST_RUN = 512
 _LEAST_SAMPLE = 128
 
 
@@ -58,7 +61,7 @@ def _is_transposed(ours: Tensor, base: Tensor) -> bool:
     rows, columns = ours.shape
     if rows != columns or rows < _FEWEST_IN_PART:
         return False
-    half = min(_COLUMNS, rows // 2)
+    half = min(_CORNER, rows // 2)
     corner, mirrored = Box((0, half), (half, 2 * half)), Box((half, 0), (2 * half, half))
     a = read_box(ours, corner)
     return cosine_of(a, read_box(base, mirrored).T) > ALIKE > cosine_of(a, read_box(base, corner))
@@ -137,19 +140,21 @@ def _told(order: list[int]) -> str:
 
 
 def _part_samples(tensor: Tensor, dimension: int, parts: int) -> np.ndarray:
-    """Return a sample of every part, at the same place in each."""
+    """Return a sample of every part, at the same place in each: few runs, and long ones where parts are."""
     import numpy as np
 
-    size = tensor.shape[dimension] // parts
-    start = [0] * len(tensor.shape)
-    stop = [min(n, _ROWS) for n in tensor.shape]
-    if len(stop) == 3:
-        stop[1 if dimension == 0 else 0] = min(tensor.shape[1 if dimension == 0 else 0], 8)
-    samples = []
-    for part in range(parts):
-        start[dimension], stop[dimension] = part * size, part * size + min(size, _ROWS)
-        samples.append(read_box(tensor, Box(tuple(start), tuple(stop))).reshape(-1))
-    return np.stack(samples)
+    inside = math.prod(tensor.shape[dimension + 1 :])
+    whole, part = tensor.shape[dimension] * inside, tensor.shape[dimension] // parts * inside
+    runs = min(math.prod(tensor.shape[:dimension]), -(-_LEAST_SAMPLE // part))
+    length = min(part, _LONGEST_RUN)
+    return np.stack(
+        [
+            np.concatenate(
+                [read_numbers(tensor, at, at + length) for at in range(first, runs * whole, whole)]
+            )
+            for first in range(0, whole, part)
+        ]
+    )
 
 
 def _best_parts(ours: np.ndarray, base: np.ndarray) -> list[int] | None:
