@@ -22,7 +22,7 @@ from broken_folders import (
 from safetensors.torch import save_file
 
 from tiny_models import FAMILIES
-from unshard import UnshardError, mend
+from unshard import Severity, UnshardError, check, mend
 
 Healthy = Callable[[str], Path]
 
@@ -116,6 +116,49 @@ def test_a_new_folder_is_the_same_and_the_old_one_is_untouched(
     assert contents(folder) == before
     mend(folder, base=llama, in_place=True)
     assert contents(tmp_path / "out") == contents(folder)
+
+
+def test_check_has_nothing_to_say_of_what_was_mended(broken: tuple[str, Path], llama: Path) -> None:
+    _, folder = broken
+    mend(folder, base=llama, in_place=True)
+    assert [item for item in check(folder, base=llama).findings if item.severity is not Severity.INFO] == []
+
+
+def in_the_names_of_meta(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of the tiny Llama as Meta's own code names and orders them."""
+    ends = {
+        "model.embed_tokens": "tok_embeddings",
+        "model.norm": "norm",
+        "lm_head": "output",
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    found = {}
+    for name, tensor in state.items():
+        before = next(old for old in ends if f"{old}.weight" in name)
+        heads = tensor.shape[0] // 16
+        if before.endswith(("q_proj", "k_proj")):
+            tensor = tensor.view(heads, 2, 8, -1).transpose(1, 2).reshape(tensor.shape)
+        found[name.replace(before, ends[before]).removeprefix("model.")] = tensor.clone()
+    return found
+
+
+def test_names_of_another_scheme_become_those_of_the_hub(llama: Path, tmp_path: Path) -> None:
+    folder = copied(llama, tmp_path / "broken")
+    meta = in_the_names_of_meta(weights_of(llama))
+    assert "layers.1.attention.wq.weight" in meta
+    save_file(meta, folder / "model.safetensors", metadata={"format": "pt"})
+    done = mend(folder, base=llama, in_place=True)
+    assert {repair.name for repair in done.plan.repairs} == {"names"}
+    assert same(weights_of(folder), weights_of(llama))
+    assert_loads_as(llama, folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

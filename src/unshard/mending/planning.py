@@ -14,7 +14,7 @@ from unshard.match.names import naming_without_base
 from unshard.mending.manifest_editing import edited_manifest
 from unshard.mending.mend_plan import MendPlan
 from unshard.mending.repairs import REPAIRS, Repair
-from unshard.mending.scene import Scene
+from unshard.mending.scene import CONFIG, Scene
 from unshard.mending.texts import PlannedText
 from unshard.mending.weight_files import ONE_FILE
 from unshard.mending.weight_plans import (
@@ -64,6 +64,7 @@ def plan_mending(
     told = (*scene.findings, *_leftovers_told(scene))
     if scene.draft is None or scene.config is None:
         return MendPlan(scene.folder.path, (), scene.refusals, told, leftovers=scene.weights.leftovers)
+    told = (*scene.draft.outline.restored.findings, *told)
     repairs: list[Repair] = []
     refusals = list(scene.refusals)
     tensors, spare = _tensors(scene, scene.draft, layout, chosen, repairs)
@@ -108,7 +109,7 @@ def _tensors(
         for source in draft.dropped
         if source not in outline.training_only and outline.naming.names[source] not in tensors
     }
-    repairs += _name_repairs(draft)
+    repairs += [*_restorations(draft), *_name_repairs(draft)]
     if layout is not None and "experts" in chosen:
         tensors = _with_layout(scene, draft, tensors, layout)
     repairs += _expert_repairs(draft, tensors, layout)
@@ -129,6 +130,16 @@ def _expert_repairs(
 
 def _dropped(draft: Draft) -> set[int]:
     return {id(draft.outline.tensors[source]) for source in draft.dropped}
+
+
+def _restorations(draft: Draft) -> Iterator[Repair]:
+    """Yield what was undone before names were matched: another naming scheme, an adapter, a quantisation."""
+    restored, checkpoint = draft.outline.restored, draft.outline.checkpoint
+    if restored.tensors is not checkpoint.tensors:
+        told = "; ".join(f"{item.title}: {item.saw}" for item in restored.findings)
+        what = f"{counted(len(checkpoint.tensors), 'tensor')} become {len(restored.tensors):,} plain ones"
+        edits = {CONFIG: restored.edits} if restored.edits else {}
+        yield Repair("names", what, told or "a known way of saving them", edits)
 
 
 def _name_repairs(draft: Draft) -> Iterator[Repair]:
