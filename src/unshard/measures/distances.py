@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,10 @@ class Sums:
         return Sums(
             self.changed + other.changed,
             self.survived + other.survived,
-            bounded(self.dot + other.dot),
-            bounded(self.norm + other.norm),
-            bounded(self.other_norm + other.other_norm),
-            bounded(self.distance + other.distance),
+            self.dot + other.dot,
+            self.norm + other.norm,
+            self.other_norm + other.other_norm,
+            self.distance + other.distance,
             max(self.largest, other.largest),
         )
 
@@ -44,17 +45,17 @@ class Sums:
             count=count,
             changed=self.changed,
             survived=self.survived,
-            dot=self.dot,
-            norm=self.norm**0.5,
-            other_norm=self.other_norm**0.5,
-            distance=self.distance**0.5,
-            largest=self.largest,
+            dot=bounded(self.dot),
+            norm=bounded(self.norm) ** 0.5,
+            other_norm=bounded(self.other_norm) ** 0.5,
+            distance=bounded(self.distance) ** 0.5,
+            largest=bounded(self.largest),
         )
 
 
 def no_distance(finite: np.ndarray) -> Sums:
     """Return the sums of a block that is the same on both sides, from its finite numbers."""
-    square = bounded(dot(finite, finite))
+    square = dot(finite, finite)
     return Sums(dot=square, norm=square, other_norm=square)
 
 
@@ -63,7 +64,7 @@ def distance_of(ours: np.ndarray, theirs: np.ndarray, *, changed: int) -> Sums:
     import numpy as np
 
     squares = dot(ours, ours), dot(theirs, theirs)
-    if not np.isfinite(sum(squares)):
+    if not math.isfinite(sum(squares)):
         both = np.isfinite(ours) & np.isfinite(theirs)
         ours, theirs = ours[both], theirs[both]
         squares = dot(ours, ours), dot(theirs, theirs)
@@ -72,11 +73,10 @@ def distance_of(ours: np.ndarray, theirs: np.ndarray, *, changed: int) -> Sums:
     return Sums(
         changed,
         changed,
-        bounded(product),
-        bounded(squares[0]),
-        bounded(squares[1]),
-        bounded(dot(apart, apart)),
-        bounded(float(max(apart.max(initial=0.0), -apart.min(initial=0.0)))),
+        product,
+        *squares,
+        dot(apart, apart),
+        max(float(apart.max(initial=0.0)), -float(apart.min(initial=0.0))),
     )
 
 
@@ -92,14 +92,22 @@ def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, thei
     import numpy as np
 
     differs = ours64 != theirs64
-    wide = [side.dtype.kind in "iu" and side.dtype.itemsize == 8 for side in (ours, theirs)]
-    if all(side.dtype.kind in "iu" for side in (ours, theirs)):
-        differs = ours != theirs
-    elif any(wide):  # float64 has rounded the integers: see whether they are what the others say
-        whole, other = (ours, theirs64) if wide[0] else (theirs, ours64)
-        differs |= other.astype(whole.dtype) != whole
+    if ours.dtype.kind in "iu" or theirs.dtype.kind in "iu":
+        differs |= _differ_as_integers(ours, theirs, ours64, theirs64)
     count = int(np.count_nonzero(differs))
     return count - int(np.count_nonzero(np.isnan(ours64) & np.isnan(theirs64))) if count else 0
+
+
+def _differ_as_integers(
+    ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, theirs64: np.ndarray
+) -> np.ndarray:
+    """Return where an integer, which float64 may have rounded, is not what the other side says."""
+    import numpy as np
+
+    if ours.dtype.kind in "iu" and theirs.dtype.kind in "iu":
+        return np.not_equal(ours, theirs)  # exact for integers of any two dtypes
+    whole, other = (ours, theirs64) if ours.dtype.kind in "iu" else (theirs, ours64)
+    return np.not_equal(other.astype(whole.dtype), whole)
 
 
 def count_survivors(ours: np.ndarray, theirs: np.ndarray, dtype: DType, scratch: list[np.ndarray]) -> int:

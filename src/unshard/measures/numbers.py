@@ -18,7 +18,7 @@ from unshard.dtypes import DType
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 1 << 15  # numbers at a time: the few buffers of float64 that a block needs stay in a core's cache
+BLOCK = 1 << 16  # numbers at a time: the few buffers of float64 that a block needs stay in a core's cache
 _DOT = 1 << 13  # BLAS would put threads of its own to work on longer vectors
 _LOWEST = -1074  # the exponent of the smallest subnormal float64
 EXPONENTS = 1024 - _LOWEST
@@ -80,8 +80,8 @@ class Moments:
             return self if self.count else other
         count = self.count + other.count
         step, share = other.mean - self.mean, other.count / count
-        spread = self.spread + other.spread + bounded(step * step) * self.count * share
-        return Moments(count, bounded(self.mean + step * share), bounded(spread))
+        spread = self.spread + other.spread + step * step * self.count * share
+        return Moments(count, self.mean + step * share, spread)
 
 
 def scalars(raw: memoryview, dtype: DType) -> np.ndarray:
@@ -154,16 +154,18 @@ def moments_of(values: np.ndarray, scratch: np.ndarray) -> Moments:
 
     if not values.size:
         return Moments()
-    mean = bounded(float(values.mean()))
+    mean = float(np.add.reduce(values)) / values.size
     apart = np.subtract(values, mean, out=scratch[: values.size])
-    return Moments(values.size, mean, bounded(dot(apart, apart)))
+    return Moments(values.size, mean, dot(apart, apart))
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> float:
     """Return the sum of the products of two blocks, added in one order whatever the machine is doing."""
     import numpy as np
 
-    return sum(float(np.dot(a[i : i + _DOT], b[i : i + _DOT])) for i in range(0, a.size, _DOT))
+    whole = a.size // _DOT * _DOT
+    rows = np.matmul(a[:whole].reshape(-1, 1, _DOT), b[:whole].reshape(-1, _DOT, 1))
+    return float(rows.sum()) + float(np.dot(a[whole:], b[whole:]))
 
 
 def bounded(value: float) -> float:

@@ -18,6 +18,7 @@ from unshard.measures.numbers import (
     Counts,
     Moments,
     as_float64,
+    bounded,
     count_block,
     moments_of,
     new_counts,
@@ -204,8 +205,8 @@ def _statistics(counts: Counts, moments: Moments, crc32: int, smallest_normal: i
         subnormals=sum(count for exponent, count in magnitudes if exponent < smallest_normal),
         minimum=counts.minimum if moments.count else 0.0,
         maximum=counts.maximum if moments.count else 0.0,
-        mean=moments.mean,
-        deviation=math.sqrt(moments.spread / moments.count) if moments.count else 0.0,
+        mean=bounded(moments.mean),
+        deviation=math.sqrt(bounded(moments.spread) / moments.count) if moments.count else 0.0,
         magnitudes=magnitudes,
         digest=crc32 << 32 | zlib.crc32(repr(told).encode()),
     )
