@@ -7,6 +7,7 @@ import unshard
 
 PUBLIC = [
     "Checkpoint",
+    "Comparison",
     "Conversion",
     "DescribedTensor",
     "Diagnosis",
@@ -19,6 +20,7 @@ PUBLIC = [
     "__version__",
     "check",
     "convert",
+    "diff",
     "inspect",
     "load",
     "mend",

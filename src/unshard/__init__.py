@@ -5,6 +5,7 @@
     unshard.open(path)                 its tensors, described but not read
     unshard.convert(path, out)         a complete, verified model folder
     unshard.verify(out)                proof of a model folder
+    unshard.diff(old, new)             what training changed, tensor by tensor
     unshard.mend(folder)               a broken model folder, repaired
     unshard.load(path)                 the model in memory, ready for inference (extra `hf`)
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unshard.checkpoint import Checkpoint
+    from unshard.comparison import Comparison, diff
     from unshard.conversion import Conversion, convert
     from unshard.diagnosis import Diagnosis, check
     from unshard.errors import UnshardError
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "Conversion",
     "DescribedTensor",
     "Diagnosis",
@@ -46,6 +49,7 @@ __all__ = [
     "__version__",
     "check",
     "convert",
+    "diff",
     "inspect",
     "load",
     "mend",
@@ -56,6 +60,7 @@ __all__ = [
 
 _ROOMS = {
     "Checkpoint": "checkpoint",
+    "Comparison": "comparison",
     "Conversion": "conversion",
     "DescribedTensor": "tensors",
     "Diagnosis": "diagnosis",
@@ -67,6 +72,7 @@ _ROOMS = {
     "Verification": "verification",
     "check": "diagnosis",
     "convert": "conversion",
+    "diff": "comparison",
     "inspect": "inspection",
     "load": "inference",
     "mend": "mending",

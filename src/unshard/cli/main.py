@@ -3,7 +3,7 @@
 0    done
 1    an error a person can mend, named on stderr
 2    a command line that cannot be understood
-3    verification found a difference
+3    verification found a difference, or what --fail-on or --exit-code asks for
 130  interrupted, 143 terminated; nothing that looks finished is left behind
 """
 
@@ -22,6 +22,7 @@ from unshard import __version__
 from unshard.cli.check import check
 from unshard.cli.convert import convert
 from unshard.cli.demo import demo
+from unshard.cli.diff import diff
 from unshard.cli.explain import explain
 from unshard.cli.inspect import inspect
 from unshard.cli.mend import mend
@@ -56,7 +57,7 @@ def commands() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-for _command in (inspect, check, convert, verify, mend, run, explain, demo):
+for _command in (inspect, check, convert, verify, diff, mend, run, explain, demo):
     commands.add_command(_command)
 
 

@@ -104,10 +104,13 @@ def _differ_as_integers(
     """Return where an integer, which float64 may have rounded, is not what the other side says."""
     import numpy as np
 
-    if ours.dtype.kind in "iu" and theirs.dtype.kind in "iu":
-        return np.not_equal(ours, theirs)  # exact for integers of any two dtypes
-    whole, other = (ours, theirs64) if ours.dtype.kind in "iu" else (theirs, ours64)
-    return np.not_equal(other.astype(whole.dtype), whole)
+    pair: tuple[np.ndarray, np.ndarray] = (ours, theirs)  # numpy compares any two kinds of integers exactly
+    if ours.dtype.kind not in "iu":
+        pair = (ours64.astype(theirs.dtype), theirs)
+    elif theirs.dtype.kind not in "iu":
+        pair = (ours, theirs64.astype(ours.dtype))
+    differs: np.ndarray = np.not_equal(*pair)
+    return differs
 
 
 def count_survivors(ours: np.ndarray, theirs: np.ndarray, dtype: DType, scratch: list[np.ndarray]) -> int:
