@@ -32,6 +32,7 @@ from unshard.readers.layouts import (
     rank_files,
     sharded_safetensors,
     state_dict,
+    torchtune,
 )
 from unshard.readers.protocol import Candidate, Reader
 from unshard.readers.rendering import as_argument, listed
@@ -42,6 +43,7 @@ from unshard.readers.training_files import training_kind
 READERS: tuple[Reader, ...] = (
     dcp,
     peft_adapter,
+    torchtune,
     hugging_face,
     sharded_safetensors,
     fairscale,
