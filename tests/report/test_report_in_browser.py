@@ -226,8 +226,7 @@ def hostile_report() -> Report:
     """Return a report in which every text that may come from a file is hostile."""
     text = " ".join(HOSTILE)
     tensors = tuple(
-        ReportedTensor(name, (2,), "float32", 8, name, (name + "x",), name, name, fate="changed")
-        for name in HOSTILE
+        ReportedTensor(name, (2,), "float32", 8, name, (name + "x",), name, name) for name in HOSTILE
     )
     return Report(
         command="verify",
@@ -241,6 +240,7 @@ def hostile_report() -> Report:
         ),
         tensors=tensors,
         compared_with=text,
+        unmatched=(Fact("Only in A", HOSTILE),),
         provenance=Provenance(
             facts=(Fact("Layout", HOSTILE),),
             sources=tuple(ListedFile(name, 1) for name in HOSTILE),

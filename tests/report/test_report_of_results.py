@@ -104,6 +104,28 @@ def test_a_check_is_reported_with_numbers_only_where_it_read_them(
     assert "of the norm" in deep
 
 
+def test_a_comparison_lists_what_only_one_side_has(
+    converted: Path, scene: Path, tmp_path: Path, unshard: Unshard
+) -> None:
+    smaller = tmp_path / "smaller.pt"
+    state = torch.load(scene / "run" / "epoch_1.pt")["model"]
+    del state["_fsdp_wrapped_module.model.layers.1.mlp.up_proj.weight"]
+    torch.save(state, smaller)
+    said = unshard("diff", converted / "out", smaller, "--report", tmp_path / "diff.html")
+    assert said.code == 0, said.err
+    told = text_of(tmp_path / "diff.html")
+    assert "Different" in told
+    assert "Only in A (1) model.layers.1.mlp.up_proj.weight" in told
+    assert "bfloat16 → float32" in told
+    assert str(tmp_path) not in (tmp_path / "diff.html").read_text()
+
+
+def test_a_model_beside_itself_has_no_difference(converted: Path, unshard: Unshard) -> None:
+    report = converted / "diff.html"
+    unshard("diff", converted / "out", converted / "out", "--report", report)
+    assert "No difference 0 of 20 tensors differ." in text_of(report)
+
+
 def test_a_finding_stands_beside_its_explanation(converted: Path) -> None:
     page = (converted / "convert.html").read_text()
     assert re.search(r'<article class="finding neutral" id="U301".*?What U301 means.*?<h4>', page, re.DOTALL)

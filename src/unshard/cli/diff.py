@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unshard.cli.options import json_option, quiet_option, workers_option
+from unshard.cli.options import json_option, quiet_option, report_option, workers_option
 from unshard.cli.printing import echo, echo_commands, echo_json, echo_rows, plain, width
 from unshard.cli.progress_bar import progress_bar
+from unshard.cli.report_file import require_report_place, write_report_file
 from unshard.sizes import counted, format_count
 
 if TYPE_CHECKING:
     from unshard.comparison import Comparison, GroupChange, TensorChange
+    from unshard.report import Report
 
 _SHOWN_LAYERS, _SHOWN_KINDS, _SHOWN_TENSORS, _SHOWN_NAMES = 40, 16, 5, 5
 _BAR = 20
@@ -35,6 +37,7 @@ _BAR = 20
 @click.option("--step-b", type=int, metavar="N", help="Which of several steps of B; the newest without it.")
 @click.option("--select", metavar="PREFIX", help="Which of several models in one file.")
 @click.option("--exit-code", is_flag=True, help="Exit with 3 where A and B differ, and with 0 where not.")
+@report_option
 @workers_option
 @quiet_option
 @json_option
@@ -49,6 +52,7 @@ def diff(
     step_b: int | None,
     select: str | None,
     exit_code: bool,
+    report: Path | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -62,6 +66,7 @@ def diff(
     """
     from unshard.comparison import diff as compare
 
+    require_report_place(report)
     with progress_bar(shown=not (quiet or as_json)) as progress:
         result = compare(
             old,
@@ -74,11 +79,18 @@ def diff(
             workers=workers,
             progress=progress,
         )
+    write_report_file(report, lambda: _report(result))
     if as_json:
         echo_json(result)
     else:
         _echo(result, quiet=quiet)
     context.exit(3 if exit_code and not result.is_equal else 0)
+
+
+def _report(result: Comparison) -> Report:
+    from unshard.report.of_comparison import report_of_comparison
+
+    return report_of_comparison(result)
 
 
 def _echo(result: Comparison, *, quiet: bool) -> None:

@@ -11,7 +11,6 @@ from unshard.measures import Delta, Statistics
 from unshard.proof.levels import Level
 
 Tone = Literal["good", "attention", "bad", "neutral"]
-Fate = Literal["added", "removed", "changed", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,6 @@ class ReportedTensor:
         sha256: Digest of its bytes, or None where none was taken.
         statistics: Its numbers, or None where they were not measured.
         delta: How far it is from the one it is compared with, or None where there is none.
-        fate: What became of it between two things that are compared, or None where nothing is.
     """
 
     name: str
@@ -65,7 +63,6 @@ class ReportedTensor:
     sha256: str | None = None
     statistics: Statistics | None = None
     delta: Delta | None = None
-    fate: Fate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +136,7 @@ class Report:
         findings: What a person should know.
         tensors: Every tensor of the result, in its order.
         compared_with: What deltas are against, or None where there are none.
+        unmatched: Names of tensors that cannot be compared, each list under the reason.
         software: Packages then and now.
         provenance: Where everything came from.
         created: When the page was made, in UTC.
@@ -153,5 +151,6 @@ class Report:
     findings: tuple[Finding, ...] = ()
     tensors: tuple[ReportedTensor, ...] = ()
     compared_with: str | None = None
+    unmatched: tuple[Fact, ...] = ()
     software: tuple[Software, ...] = ()
     provenance: Provenance = Provenance()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from unshard.measures import Delta
+from unshard.recipes.modules import module_place
 from unshard.report.contents import ReportedTensor
 
 # A model has some tens of kinds. Names that were made to be all different are put together beyond.
@@ -16,41 +17,12 @@ _OTHERS = "others"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a model a tensor is.
-
-    Attributes:
-        stack: What is repeated, `model.layers`; "" where nothing is.
-        layer: The number of the layer, or None outside of them.
-        module: The rest of the name, with `*` for further numbers, as of experts.
-    """
-
-    stack: str
-    layer: int | None
-    module: str
-
-
-def place_of(name: str) -> Place:
-    """Return where in a model a tensor of this name is."""
-    words = name.split(".")
-    at = next((i for i, word in enumerate(words) if _is_number(word)), None)
-    if at is None:
-        return Place("", None, name)
-    rest = ("*" if _is_number(word) else word for word in words[at + 1 :])
-    return Place(".".join(words[:at]), int(words[at]), ".".join(rest))
-
-
-def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit() and len(word) < 7
-
-
-@dataclass(frozen=True, slots=True)
 class Kind:
     """All tensors of one kind.
 
     Attributes:
-        name: Their name, with `*` for every number.
-        tensors: Themselves, in order.
+        name: Their name, with `*` for the numbers of layers and experts.
+        tensors: Themselves, in their order.
     """
 
     name: str
@@ -89,11 +61,9 @@ class Kind:
 
 
 def kind_of(name: str) -> str:
-    """Return a name with `*` for every number: what tensors of all layers have in common."""
-    place = place_of(name)
-    if place.layer is None:
-        return place.module
-    return ".".join(part for part in (place.stack, "*", place.module) if part)
+    """Return a name with `*` for the numbers of layers and experts: what tensors of all layers share."""
+    place = module_place(name)
+    return place.kind if place.layer is None else f"{place.stack}.*.{place.kind}"
 
 
 def kinds_of(tensors: Iterable[ReportedTensor]) -> tuple[Kind, ...]:
@@ -130,10 +100,10 @@ def by_stack(tensors: Sequence[ReportedTensor]) -> dict[str, dict[str, dict[int,
     """Return tensors of layers by stack, module and layer, in the order in which they first come."""
     stacks: dict[str, dict[str, dict[int, list[ReportedTensor]]]] = {}
     for tensor in tensors:
-        place = place_of(tensor.name)
+        place = module_place(tensor.name)
         if place.layer is not None:
             modules = stacks.setdefault(place.stack, {})
-            modules.setdefault(place.module, {}).setdefault(place.layer, []).append(tensor)
+            modules.setdefault(place.kind, {}).setdefault(place.layer, []).append(tensor)
     return stacks
 
 

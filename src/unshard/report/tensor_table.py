@@ -76,7 +76,6 @@ def columns_of(tensors: Sequence[ReportedTensor]) -> tuple[Column, ...]:
     """Return the columns about which anything is known, those that are shown first."""
     columns = (
         Column("Name", tuple(t.name for t in tensors), encoding="names"),
-        _pool(tensors, "Fate", lambda t: t.fate or ""),
         _pool(tensors, "Dtype", _dtype),
         _pool(tensors, "Shape", lambda t: shape_text(t.shape), [math.prod(t.shape) for t in tensors]),
         _pool(tensors, "Size", lambda t: format_size(t.nbytes), [t.nbytes for t in tensors]),
