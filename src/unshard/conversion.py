@@ -213,7 +213,8 @@ def _prove(
         merges = verify_merges(wanted, written, workers=workers, progress=progress)
         levels.append(bytes_level(found, *merges.evidence, findings=merges.findings))
         digests = dict(found.digests)
-    if settings.verify and not is_torch_file_name(target):
+    is_model = not is_torch_file_name(target) and ready.options["adapter"] != "keep"
+    if settings.verify and is_model:
         expected = {name: ExpectedTensor(t.shape, t.dtype) for name, t in ready.model.tensors.items()}
         has_config = any(file.name == CONFIG for file in ready.plan.side_files)
         beside = ", and the configuration" if has_config else "; there is no configuration"

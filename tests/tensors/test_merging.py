@@ -86,12 +86,12 @@ def test_factors_too_large_to_keep_are_read_again_and_give_the_same_bits(
     weight, a, b = (numbers.normal(size=size) for size in ((70, 900), (6, 900), (70, 6)))
     for transposed in (False, True):
         own = np.ascontiguousarray(weight.T) if transposed else weight
-        tensors = [written(array, "bfloat16") for array in (own, a, b)]
-        kept = read(MergedSource(*tensors, 2.0, transposed), [])
+        base, first, second = (written(array, "bfloat16") for array in (own, a, b))
+        kept = read(MergedSource(base, first, second, 2.0, transposed), [])
         with monkeypatch.context() as patch:
             patch.setattr(merging, "_KEPT_BYTES", 16)
             patch.setattr(merging, "_STRETCH", 6 * 128)
-            again = read(MergedSource(*tensors, 2.0, transposed), [5000])
+            again = read(MergedSource(base, first, second, 2.0, transposed), [5000])
         np.testing.assert_array_max_ulp(again, kept, maxulp=1)
 
 

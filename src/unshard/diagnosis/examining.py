@@ -54,7 +54,8 @@ def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> 
         BaseModelError: The base that was named is missing or unreadable.
     """
     layout = Layout("hugging-face", "Hugging Face folder", None, ())
-    checkpoint = Checkpoint(folder.path, folder.path, layout, folder.tensors)
+    small = {name: folder.path / name for name in folder.json_files}  # what tells an adapter's scale
+    checkpoint = Checkpoint(folder.path, folder.path, layout, folder.tensors, side_files=small)
     base, told = (
         (None, ())
         if reference is None
@@ -190,7 +191,8 @@ def _own_weights(base: Base, checkpoint: Checkpoint) -> Mapping[str, DescribedTe
 
 def _misfit(error: UnshardError) -> Finding:
     saw = error.problem + (f": {error.saw}" if error.saw else "")
-    return finding(error.code or "U290", subject=error.subject, saw=saw, expected=error.expected, remedy=error.hint)
+    code = error.code or "U290"
+    return finding(code, subject=error.subject, saw=saw, expected=error.expected, remedy=error.hint)
 
 
 def _unreadable(error: InputError) -> Finding:
