@@ -167,7 +167,7 @@ def test_one_stop_of_the_tab_key_enters_a_heat_map(llama: Path, visit: Visiting)
     assert visit(llama).page.locator(".heat-map td[tabindex='0']").count() == 1
 
 
-@pytest.mark.parametrize("columns", [360, 390, 768])
+@pytest.mark.parametrize("columns", [320, 390, 768])
 def test_a_narrow_page_scrolls_in_its_boxes_and_not_as_a_whole(
     llama: Path, visit: Visiting, columns: int
 ) -> None:
@@ -269,6 +269,8 @@ def test_hostile_names_are_only_text(tmp_path: Path, visit: Visiting) -> None:
         r"lone \ud800 surrogate",
     ]
     assert width(seen) <= 1280
+    seen.page.set_viewport_size({"width": 360, "height": 800})
+    assert width(seen) <= 360
 
 
 def test_a_policy_forbids_every_script_but_its_own(tmp_path: Path, visit: Visiting) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from browser import Visiting
 from command_line import Unshard
 from tiny_models import tiny_model, write_folder
 
@@ -57,6 +58,16 @@ def test_a_conversion_tells_where_every_tensor_came_from_and_how_far_it_went(con
     assert re.search(r"input_layernorm unchanged unchanged", told)
     manifest = json.loads((converted / "out" / "unshard.manifest.json").read_text())
     assert all(tensor["sha256"] in told for tensor in manifest["tensors"].values())
+
+
+@pytest.mark.parametrize("columns", [360, 1280])
+def test_a_real_report_can_be_read_at_every_width_by_everybody(
+    converted: Path, visit: Visiting, columns: int
+) -> None:
+    seen = visit(converted / "convert.html", viewport={"width": columns, "height": 800})
+    assert seen.complaints == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= columns
+    assert seen.violations() == []
 
 
 def test_no_folder_of_this_machine_is_told(converted: Path, scene: Path) -> None:
