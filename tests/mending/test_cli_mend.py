@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from broken_folders import contents, copied, rename_weights, same, set_config, weights_of, wrapped
+from folders_to_mend import contents, copied, rename_weights, same, set_config, weights_of, wrapped
 
 from command_line import Unshard
 from unshard.mending.planning import EVERY_REPAIR

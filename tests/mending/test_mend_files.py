@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken_folders import (
+from folders_to_mend import (
     assert_loads_as,
     contents,
     copied,

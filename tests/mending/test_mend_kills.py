@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from broken_folders import contents, copied, rename_weights, set_config, split, wrapped
+from folders_to_mend import contents, copied, rename_weights, set_config, split, wrapped
 
 from unshard import UnshardError, mend
 from unshard.mending.journal import JOURNAL, JOURNAL_FOLDER

@@ -124,7 +124,8 @@ def _looked_at(result: Diagnosis) -> str:
     size = format_size(sum(tensor.nbytes for tensor in result.tensors.values()))
     compared = sum(one.delta is not None for one in result.measured.values())
     beside = f", {compared:,} of them beside the base's" if compared else ""
-    return f"{checks}; {counted(len(result.measured), 'tensor')} read ({size}){beside}"
+    sums = f"; checksums of {format_size(result.sound_bytes)} agree" if result.sound_bytes else ""
+    return f"{checks}; {counted(len(result.measured), 'tensor')} read ({size}){beside}{sums}"
 
 
 def _sentence(result: Diagnosis) -> str:

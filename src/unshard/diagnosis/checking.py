@@ -68,9 +68,8 @@ def check(
     else:
         judged = JudgedSteps(folder.path, _in_words(folder), (), None, ())
         examined = examine_model(folder, reference, deep=deep)
-    evidence, unread = measured(
-        examined.evidence, workers=workers or default_workers(), progress=progress or Silence()
-    )
+    read = measured(examined.evidence, workers=workers or default_workers(), progress=progress or Silence())
+    evidence = read.evidence
     return Diagnosis(
         path=evidence.path,
         kind="run" if folder is None else "model",
@@ -78,9 +77,10 @@ def check(
         steps=judged.steps,
         taken=None if judged.taken is None else judged.taken.path,
         base=examined.base_reference,
-        findings=_once([*judged.findings, *examined.findings, *unread, *run_checks(evidence)]),
+        findings=_once([*judged.findings, *examined.findings, *read.findings, *run_checks(evidence)]),
         checks=len(CHECKS),
         is_deep=deep,
+        sound_bytes=read.sound_bytes,
         tensors={name: _judged(tensor) for name, tensor in evidence.tensors.items()},
         measured=evidence.measured,
     )

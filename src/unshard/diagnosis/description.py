@@ -65,6 +65,7 @@ class Diagnosis:
             that was checked.
         checks: How many checks looked at it.
         is_deep: Whether the bytes of tensors were read.
+        sound_bytes: Bytes that agree with the checksums their writer left, where they were read.
         tensors: What was judged, by the names of the model where these are known.
         measured: What their bytes told, where they were read.
     """
@@ -78,6 +79,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     checks: int
     is_deep: bool
+    sound_bytes: int = 0
     tensors: Mapping[str, JudgedTensor] = field(default_factory=dict)
     measured: Mapping[str, Measurement] = field(default_factory=dict)
 
