@@ -124,7 +124,7 @@ class MergedSource:
 
     @property
     def _tile_rows(self) -> int:
-        return max(1, _TILE // self.columns)
+        return max(1, _TILE // max(self.columns, self.rank))
 
     def _tile(self, row: int, column: int) -> np.ndarray:
         """Return the flat tile that begins at an element; the last one of a thread is kept."""
