@@ -11,7 +11,14 @@ import pytest
 from trainers.catalogue import RUNS, TrainedCheckpoint, quiet_environment
 from trainers.trained import TrainedCheckpoints
 
-pytest_plugins = ("browser", "command_line", "published_models", "healthy_models")
+pytest_plugins = (
+    "browser",
+    "command_line",
+    "published_models",
+    "healthy_models",
+    "saved_folders",
+    "tiny_folders",
+)
 quiet_environment()
 
 

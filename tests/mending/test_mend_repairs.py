@@ -325,3 +325,16 @@ def test_mixed_dtypes_and_rank_0_tensors_keep_their_bytes(llama: Path, tmp_path:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     mend(folder, in_place=True)
     assert same(weights_of(folder), {name: state[wrapped(name)] for name in weights_of(llama)})
+
+
+@pytest.mark.parametrize("key", ["model_type", "architectures", "vocab_size", "tie_word_embeddings", "dtype"])
+@pytest.mark.parametrize("value", [[], {}, 1.5, -1, ["a", 1], "x"], ids=repr)
+def test_a_configuration_that_means_nothing_is_told_or_mended_and_never_a_crash(
+    llama: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = copied(llama, tmp_path / "broken")
+    set_config(folder, **{key: value})
+    done = mend(folder, base=llama, in_place=True)
+    assert done.plan.is_refused or done.plan.repairs or not done.plan.changes
+    if done.plan.is_refused:
+        assert config_of(folder)[key] == value
