@@ -132,7 +132,7 @@ def test_shapes_are_told_by_the_class_and_by_the_base(folder: Path, tiny_folder:
 def test_a_vocabulary_of_other_rows_is_no_other_size(folder: Path) -> None:
     told = only(found(reconfigured(folder, vocab_size=600)))
     assert (told.code, told.saw) == ("U511", f"600, and `{HEAD}` has 515 rows")
-    assert told.remedy == "Set vocab_size to 515 in config.json: unshard mend FOLDER"
+    assert told.remedy == "Set vocab_size to 515 in config.json: unshard mend FOLDER --in-place"
     assert found(reconfigured(folder, vocab_size=515)) == []
 
 
@@ -180,7 +180,7 @@ def test_a_tied_head_that_differs_is_told(folder: Path) -> None:
     assert told.saw.startswith(
         f"tie_word_embeddings is true, and it is not `{EMBED}`: they differ from element 0"
     )
-    assert told.remedy == "Set tie_word_embeddings to false in config.json: unshard mend FOLDER"
+    assert told.remedy == "Set tie_word_embeddings to false in config.json: unshard mend FOLDER --in-place"
     assert found(reconfigured(folder, tie_word_embeddings=False)) == []
 
 
@@ -218,7 +218,7 @@ def test_levels_that_disagree_are_told_with_the_one_to_change(
         if item.code == "U305"
     )
     assert told.saw.endswith("lm_head.weight` is there")
-    assert told.remedy == f"Set `{wrong}tie_word_embeddings` to false: unshard mend FOLDER"
+    assert told.remedy == f"Set `{wrong}tie_word_embeddings` to false: unshard mend FOLDER --in-place"
 
 
 def _config(folder: Path) -> dict[str, Any]:

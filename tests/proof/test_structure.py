@@ -150,7 +150,7 @@ def test_a_vocabulary_of_other_rows_than_declared_is_told(base_folder: Folder, t
     folder = reconfigured(copied(base_folder("llama"), tmp_path / "m"), vocab_size=100)
     (found,) = verify_structure(folder)
     assert (found.subject, found.saw) == ("vocab_size", f"100, and `{HEAD}` has 96 rows")
-    assert found.remedy == "Set vocab_size to 96 in config.json: unshard mend FOLDER"
+    assert found.remedy == "Set vocab_size to 96 in config.json: unshard mend FOLDER --in-place"
 
 
 def test_another_dtype_than_declared_is_told(base_folder: Folder, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_tie_flag_over_a_head_that_differs_is_told(base_folder: Folder, tmp_pa
     assert found.saw.startswith(
         f"tie_word_embeddings is true, and it is not `{EMBED}`: they differ from element 0"
     )
-    assert found.remedy == "Set tie_word_embeddings to false in config.json: unshard mend FOLDER"
+    assert found.remedy == "Set tie_word_embeddings to false in config.json: unshard mend FOLDER --in-place"
 
 
 def test_a_tie_flag_over_an_equal_head_is_base_folder(base_folder: Folder, tmp_path: Path) -> None:

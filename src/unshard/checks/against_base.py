@@ -59,7 +59,7 @@ def _check_settings(evidence: Evidence) -> Iterator[Finding]:
             subject=quoted(key),
             saw=_shown(ours.get(key)),
             expected=f"{_shown(theirs[key])}, as in {evidence.base.reference}",
-            remedy="Unless training changed it on purpose, take the base's: unshard mend FOLDER --base BASE",
+            remedy="Unless training changed it on purpose, write the value of the base into config.json.",
         )
     other = sorted(key for key in unlike if not _computes(key))
     if other:

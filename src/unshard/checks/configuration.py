@@ -19,7 +19,7 @@ from unshard.match.dtype_policy import main_dtype
 from unshard.match.vocabulary import vocabulary_size
 from unshard.recipes.ties import TIED_BY_DEFAULT, UNTIED_BY_DEFAULT, has_row_per_token
 
-_COPY = "Copy config.json again from the model that training started from: unshard mend FOLDER --base BASE"
+_COPY = "Replace config.json by that of the base: remove it, then unshard mend FOLDER --in-place --base BASE"
 _CLASS = re.compile(
     r"(.+?)(For[A-Z]\w*|LMHeadModel|LMHead\w*|DoubleHeadsModel|TextModel|Model|PreTrainedModel)"
 )
@@ -38,7 +38,7 @@ def _check_readable(evidence: Evidence) -> Iterator[Finding]:
             )
     if (file := folder.json_files.get("config.json")) is None:
         if not any(found.name == "config.json" for found in folder.unreadable):
-            remedy = "Copy it from the model that training started from: unshard mend FOLDER --base BASE"
+            remedy = "Copy it from the base: unshard mend FOLDER --in-place --base BASE"
             yield finding(
                 "U504", subject="config.json", saw="missing", expected="a JSON object", remedy=remedy
             )
@@ -108,7 +108,7 @@ def _wrong_class(name: str, kind: str, what: str) -> Finding:
         subject="architectures",
         saw=f"{quoted(name)} beside the model_type {quoted(kind)}: {what}",
         expected=f"a class of {quoted(kind)}",
-        remedy="Correct the name in config.json: unshard mend FOLDER",
+        remedy="Correct the name in config.json: unshard mend FOLDER --in-place",
     )
 
 
@@ -144,7 +144,7 @@ def _check_code(evidence: Evidence) -> Iterator[Finding]:
             subject="auto_map",
             saw=f"it names {named(absent)}, missing here",
             expected="the code beside config.json",
-            remedy="Copy them from the model that training started from: unshard mend FOLDER --base BASE",
+            remedy="Copy them from the base: unshard mend FOLDER --in-place --base BASE",
         )
 
 
@@ -160,7 +160,7 @@ def _check_dtype(evidence: Evidence) -> Iterator[Finding]:
             subject="config.json",
             saw=f"{printable(said)}, and most of the tensors are {actual}",
             expected=actual.name,
-            remedy=f"Set dtype to {actual.name}: unshard mend FOLDER. Engines cast to what it names.",
+            remedy=f"Set dtype to {actual.name}: unshard mend FOLDER --in-place. Engines cast to it.",
         )
 
 
@@ -176,7 +176,7 @@ def _check_vocabulary(evidence: Evidence) -> Iterator[Finding]:
             subject="vocab_size",
             saw=f"{declared}, and {quoted(name)} has {count} rows",
             expected="the number of rows",
-            remedy=f"Set vocab_size to {count} in config.json: unshard mend FOLDER",
+            remedy=f"Set vocab_size to {count} in config.json: unshard mend FOLDER --in-place",
         )
 
 
@@ -191,7 +191,7 @@ def _check_settings(evidence: Evidence) -> Iterator[Finding]:
             subject=", ".join(map(quoted, off)),
             saw="false, as training sets it: every token computes all before it again",
             expected="true",
-            remedy="Set it to true in config.json: unshard mend FOLDER",
+            remedy="Set it to true in config.json: unshard mend FOLDER --in-place",
         )
     for path, level in text_levels(config):
         rope, plain = level.get("rope_parameters"), level.get("rope_theta")

@@ -17,7 +17,7 @@ from unshard.findings import Finding, finding
 from unshard.model_folder import ModelFolder
 
 _ADD = "Add torch_dtype with the same value to config.json."
-_BOTH = "Write both spellings, as conversion does: unshard mend FOLDER"
+_BOTH = "Write both spellings, as conversion does: unshard mend FOLDER --in-place"
 # What engines take where `rope_theta` is not at the place at which they look.
 _ASSUMED_THETA = 10000.0
 

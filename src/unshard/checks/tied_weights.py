@@ -45,7 +45,7 @@ def _check_pairs(evidence: Evidence) -> Iterator[Finding]:
                 subject=quoted(head),
                 saw=f"{TIE_FLAG} is {_said(config)}, and it is not {quoted(embedding)}: {answer.evidence}",
                 expected="equal tensors, or the flag false at every level",
-                remedy=f"Set {TIE_FLAG} to false in config.json: unshard mend FOLDER",
+                remedy=f"Set {TIE_FLAG} to false in config.json: unshard mend FOLDER --in-place",
             )
             return
 
@@ -84,7 +84,7 @@ def _check_missing_head(evidence: Evidence) -> Iterator[Finding]:
             subject=quoted(name),
             saw=f"missing, and {TIE_FLAG} is {_said(config)}; engines make it up at random",
             expected="an output head of its own",
-            remedy=f"If the weights are tied, set {TIE_FLAG} to true in config.json: unshard mend FOLDER."
+            remedy=f"If they are tied, set {TIE_FLAG} to true in config.json."
             " Otherwise convert the training checkpoint again.",
         )
 
@@ -106,7 +106,7 @@ def _check_levels(evidence: Evidence) -> Iterator[Finding]:
         saw=" and ".join(f"{str(value).lower()} at {quoted(key)}" for key, value in said.items())
         + (f"; {quoted(heads[0])} is there" if heads else "; there is no output head"),
         expected=f"{str(right).lower()} at every level, since engines read different ones",
-        remedy=f"Set {', '.join(map(quoted, wrong))} to {str(right).lower()}: unshard mend FOLDER",
+        remedy=f"Set {', '.join(map(quoted, wrong))} to {str(right).lower()}: unshard mend FOLDER --in-place",
     )
 
 

@@ -128,7 +128,7 @@ def _check_stop(evidence: Evidence) -> Iterator[Finding]:
             subject="eos_token_id",
             saw=f"{_numbers(stops)}, and the tokenizer ends a text with {number}, {quoted(end)}",
             expected=f"{number} among them",
-            remedy=f"Add {number} to eos_token_id in generation_config.json: unshard mend FOLDER",
+            remedy=f"Add {number} to eos_token_id in generation_config.json.",
         )
     yield from _turns(folder, stops)
 
@@ -150,7 +150,7 @@ def _turns(folder: ModelFolder, stops: frozenset[int]) -> Iterator[Finding]:
         saw=f"it ends a turn with {quoted(token)}, {number}; eos_token_id is"
         f" {_numbers(stops)}: answers will not stop",
         expected=f"{number} among eos_token_id",
-        remedy=f"Add {number} to eos_token_id in generation_config.json: unshard mend FOLDER",
+        remedy=f"Add {number} to eos_token_id in generation_config.json.",
     )
 
 
@@ -199,7 +199,7 @@ def _check_files(evidence: Evidence) -> Iterator[Finding]:
             subject=folder.path.name,
             saw=f"{named(parts)} in config.json, and none of {named(_PROCESSORS)}",
             expected="the files that turn pictures or sound into numbers",
-            remedy="Copy them from the model that training started from: unshard mend FOLDER --base BASE",
+            remedy="Copy them from the base: unshard mend FOLDER --in-place --base BASE",
         )
     if generates(config) and not makes_tokenizer(folder.names):
         yield finding(
@@ -207,7 +207,7 @@ def _check_files(evidence: Evidence) -> Iterator[Finding]:
             subject="tokenizer",
             saw="no file a tokenizer can be made of",
             expected="tokenizer.json or tokenizer.model",
-            remedy="Copy it from the model that training started from: unshard mend FOLDER --base BASE",
+            remedy="Copy it from the base: unshard mend FOLDER --in-place --base BASE",
         )
     if generates(config) and "generation_config.json" not in folder.names:
         yield finding(
@@ -215,7 +215,7 @@ def _check_files(evidence: Evidence) -> Iterator[Finding]:
             subject="generation_config.json",
             saw="missing; engines take eos_token_id from config.json, and sample with their own defaults",
             expected="the settings of the model that training started from",
-            remedy="Copy it from there: unshard mend FOLDER --base BASE",
+            remedy="Copy it from there: unshard mend FOLDER --in-place --base BASE",
         )
     if folder.chat_template is None and evidence.base and "chat_template.jinja" in evidence.base.side_files:
         yield finding(
@@ -223,7 +223,7 @@ def _check_files(evidence: Evidence) -> Iterator[Finding]:
             subject="chat template",
             saw=f"missing, and {evidence.base.reference} has one; chat will be refused or made up",
             expected="chat_template.jinja",
-            remedy="Copy it from there: unshard mend FOLDER --base BASE",
+            remedy="Copy it from there: unshard mend FOLDER --in-place --base BASE",
         )
 
 

@@ -24,7 +24,7 @@ from unshard.tensors import DescribedTensor, FileSource, element_count
 _INDEX_ENDING = ".index.json"
 _GIANT_BYTES = 50 * 10**9
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth)")
-_REINDEX = "Write the index anew: unshard mend FOLDER"
+_REINDEX = "Write the index anew: unshard mend FOLDER --in-place"
 
 
 def _check_readable(evidence: Evidence) -> Iterator[Finding]:
@@ -161,7 +161,7 @@ def _check_twice(evidence: Evidence) -> Iterator[Finding]:
             subject=named(twice),
             saw=f"in {' and in '.join(map(quoted, files[:3]))}",
             expected="one file",
-            remedy="Remove the file that is not meant, then write the index anew: unshard mend FOLDER",
+            remedy="Remove the file that is not meant, then: unshard mend FOLDER --in-place",
         )
 
 
@@ -188,7 +188,7 @@ def _check_form(evidence: Evidence) -> Iterator[Finding]:
                 subject=quoted(file.name),
                 saw=format_size(file.size),
                 expected="files of a few GB, which load in parallel and can be sent again alone",
-                remedy="Split it: unshard mend FOLDER OUT --max-file-size 5GB",
+                remedy="Split it: unshard mend FOLDER OUT --max-shard-size 5GB",
             )
         if not file.name.endswith(".safetensors"):
             yield finding(
@@ -205,7 +205,7 @@ def _check_form(evidence: Evidence) -> Iterator[Finding]:
                 subject=quoted(file.name),
                 saw="no `format` in its header; older versions of transformers 4 refuse such a file",
                 expected='{"format": "pt"}',
-                remedy="Write the header anew: unshard mend FOLDER",
+                remedy='Save it with the metadata that save_pretrained writes: {"format": "pt"}.',
             )
         odd = [name for name, tensor in file.tensors.items() if not _is_aligned(tensor)]
         if odd:
@@ -214,7 +214,7 @@ def _check_form(evidence: Evidence) -> Iterator[Finding]:
                 subject=quoted(file.name),
                 saw=f"{counted(len(odd), 'tensor')} at offsets their dtype does not divide: {named(odd)}",
                 expected="aligned tensors, which can be mapped into memory",
-                remedy="Write the file anew: unshard mend FOLDER OUT",
+                remedy="Write the file anew, with the tensors in the order of safetensors: save_file does.",
             )
 
 
