@@ -55,6 +55,7 @@ def _load(folder: Path) -> LoadedModel:
         device_map=None,
         step=None,
         select=None,
+        lora_alpha=None,
         accept_inferred_shapes=False,
         download=False,
     )
