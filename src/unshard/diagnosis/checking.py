@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from unshard.progress import Progress, Silence
 from unshard.readers import Places, as_paths
 from unshard.sizes import counted, format_size
 from unshard.tensors import CastTensor, Tensor, byte_count
+
+# The names under which transformers looks for weights.
+_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(bin|safetensors)(\.index\.json)?")
 
 
 def check(
@@ -87,12 +91,17 @@ def check(
 
 
 def _model_folder(paths: list[Path]) -> ModelFolder | None:
-    """Return the model folder that was given, or None where weights do not lie at the top of one."""
+    """Return the model folder that was given, or None where weights do not lie at the top of one.
+
+    Files of other names are a model's where a configuration lies beside them; else they are a run's.
+    """
     if len(paths) != 1 or not paths[0].is_dir():
         return None
     folder = read_model_folder(paths[0])
-    has_weights = folder.weights or folder.index or choose_weights(f.name for f in folder.unreadable)[0]
-    return folder if has_weights else None
+    own, _ = choose_weights(folder.names)
+    named = any(map(_WEIGHTS.fullmatch, folder.names))
+    beside_config = "config.json" in folder.names and any(name.endswith(".safetensors") for name in own)
+    return folder if named or beside_config else None
 
 
 def _bare_model_folder(paths: list[Path]) -> ModelFolder | None:
