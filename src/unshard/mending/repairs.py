@@ -85,8 +85,9 @@ def _mend_ties(scene: Scene, config: Config, _tensors: Tensors) -> Iterator[Repa
     tied = draft.tied
     if tie_flag(judged) is not tie_flag(config):
         tied = tie_flag(judged)  # there is no head, and the base ties it
-    said = {level[TIE_FLAG] for _, level in text_levels(config) if TIE_FLAG in level}
-    if tied is None or (tie_flag(config) is tied and said <= {tied} and not draft.diverged):
+    said = [level[TIE_FLAG] for _, level in text_levels(config) if TIE_FLAG in level]
+    is_said = tie_flag(config) is tied and all(flag is tied for flag in said)
+    if tied is None or (is_said and not draft.diverged):
         return
     why = {
         True: "the embedding is the output head: it is equal bit for bit, or alone as in the base",

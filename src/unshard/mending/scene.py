@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from unshard.base import Base, find_base
-from unshard.base.configuration import TIE_FLAG, Config, lookup_int, tie_flag
+from unshard.base.configuration import TIE_FLAG, Config, lookup_int, parse_config, tie_flag
 from unshard.checkpoint import Checkpoint, Layout
-from unshard.errors import UnshardError
+from unshard.errors import BaseModelError, UnshardError
 from unshard.findings import Finding, finding
 from unshard.match import Choices, answer_questions, outline_of, questions_for
 from unshard.match.draft import Draft, new_draft
@@ -105,6 +105,11 @@ def _described(folder: ModelFolder, weights: Weights, reference: str | None, *, 
     bare = Scene(folder, weights, base, content, config, None, None, weights.refusals, ())
     if config is None:
         return replace(bare, refusals=(*bare.refusals, _no_config(folder)))
+    try:
+        parse_config(content or b"", folder.path / CONFIG)
+    except BaseModelError as error:
+        meaningless = finding("U904", subject=CONFIG, saw=error.message, remedy=error.hint)
+        return replace(bare, refusals=(*bare.refusals, meaningless))
     return bare if bare.refusals else _matched(bare, checkpoint)
 
 
