@@ -132,7 +132,7 @@ RULES: dict[str, Rule] = {
     "U407": Rule(_WARNING, "Values will overflow in the cast"),
     "U408": Rule(_INFO, "Many small values will become zero in the cast"),
     "U430": Rule(_WARNING, "The configuration names another dtype than the tensors have"),
-    "U501": Rule(_INFO, "The configuration was edited where the tensors prove it wrong"),
+    "U501": Rule(_INFO, "The configuration was edited where it would be read wrongly"),
     "U502": Rule(_WARNING, "The vocabulary was resized"),
     "U503": Rule(_WARNING, "The tokenizer has more tokens than the embedding has rows"),
     "U504": Rule(_ERROR, "The configuration is missing or cannot be read"),
