@@ -16,8 +16,18 @@ from unshard.cli.main import commands
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+_OF_VLLM = {"--enable-lora", "--lora-modules", "--load-format", "--config-format"}
 # Options of other programs.
-_OTHERS = {"--help", "--version", "--enable_fsdp", "--path--model", "--no-deps", "--strict", "--work"}
+_OTHERS = {
+    "--help",
+    "--version",
+    "--enable_fsdp",
+    "--path--model",
+    "--no-deps",
+    "--strict",
+    "--work",
+    *_OF_VLLM,
+}
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 

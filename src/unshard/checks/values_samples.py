@@ -35,11 +35,25 @@ def read_sample(tensor: Tensor, runs: int, length: int) -> np.ndarray:
     """
     import numpy as np
 
+    return np.concatenate([read_numbers(tensor, *one) for one in _spaced(tensor, runs, length)])
+
+
+def read_sample_bytes(tensor: Tensor, runs: int, length: int) -> bytes:
+    """Return the bytes of evenly spaced runs of elements, or of all of a tensor that is no larger."""
+    parts = []
+    for start, stop in _spaced(tensor, runs, length):
+        parts.append(bytearray((stop - start) * tensor.dtype.itemsize))
+        tensor.read(start, stop, memoryview(parts[-1]))
+    return b"".join(parts)
+
+
+def _spaced(tensor: Tensor, runs: int, length: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of evenly spaced runs of elements, or of all of a tensor that is no larger."""
     count = element_count(tensor)
     if count <= runs * length:
-        return read_numbers(tensor, 0, count)
-    starts = [(count - length) * each // (runs - 1) for each in range(runs)]
-    return np.concatenate([read_numbers(tensor, start, start + length) for start in starts])
+        return [(0, count)]
+    starts = ((count - length) * each // (runs - 1) for each in range(runs))
+    return [(start, start + length) for start in starts]
 
 
 def read_box(tensor: Tensor, box: Box) -> np.ndarray:

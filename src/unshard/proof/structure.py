@@ -42,7 +42,7 @@ def verify_structure(
     """
     read = read_model_folder(folder)
     tensors, config = _tensors(read), read.json("config.json")
-    evidence = Evidence(folder, folder=read, tensors=tensors, config=config)
+    evidence = Evidence(folder, folder=read, tensors=tensors, config=config, is_deep=True)
     findings = [item for check in _CHECKS for item in check.find(evidence) if _is_proven(item, read)]
     if expected is not None:
         findings += _check_expected(tensors, expected, config)
