@@ -12,7 +12,7 @@ import unshard
 from limits import MIB, run_limited
 from unshard.dtypes import BFLOAT16
 from unshard.measures import Delta, Measurement, Statistics, measure
-from unshard.measures.numbers import BLOCK
+from unshard.measures.buffers import BLOCK
 from unshard.progress import Silence
 from unshard.tensors import CastTensor, DescribedTensor, Tensor
 

@@ -53,9 +53,14 @@ class Sums:
         )
 
 
-def no_distance(finite: np.ndarray) -> Sums:
-    """Return the sums of a block that is the same on both sides, from its finite numbers."""
-    square = dot(finite, finite)
+def no_distance(values: np.ndarray) -> Sums:
+    """Return the sums of a block of float64 that is the same on both sides."""
+    import numpy as np
+
+    square = dot(values, values)
+    if not math.isfinite(square):
+        finite = values[np.isfinite(values)]
+        square = dot(finite, finite)
     return Sums(dot=square, norm=square, other_norm=square)
 
 
@@ -95,7 +100,9 @@ def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, thei
     if ours.dtype.kind in "iu" or theirs.dtype.kind in "iu":
         differs |= _differ_as_integers(ours, theirs, ours64, theirs64)
     count = int(np.count_nonzero(differs))
-    return count - int(np.count_nonzero(np.isnan(ours64) & np.isnan(theirs64))) if count else 0
+    if not count or not math.isnan(ours64.max()):  # which is NaN where any number is
+        return count
+    return count - int(np.count_nonzero(np.isnan(ours64) & np.isnan(theirs64)))
 
 
 def _differ_as_integers(

@@ -18,10 +18,9 @@ from unshard.dtypes import DType
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 1 << 16  # numbers at a time: the few buffers of float64 that a block needs stay in a core's cache
 _DOT = 1 << 13  # BLAS would put threads of its own to work on longer vectors
-_LOWEST = -1074  # the exponent of the smallest subnormal float64
-EXPONENTS = 1024 - _LOWEST
+LOWEST = -1074  # the exponent of the smallest subnormal float64
+EXPONENTS = 1024 - LOWEST
 _MANTISSA_BITS, _SPECIAL = 52, 2047
 
 
@@ -49,9 +48,15 @@ class Counts:
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
 
+    def see_extremes(self, finite: np.ndarray) -> None:
+        """Take in the smallest and the largest of finite numbers."""
+        if finite.size:  # adding zero takes the sign of a zero, which would depend on the order
+            self.minimum = min(self.minimum, float(finite.min()) + 0.0)
+            self.maximum = max(self.maximum, float(finite.max()) + 0.0)
+
     def magnitudes(self) -> tuple[tuple[int, int], ...]:
         """Return the exponents that occur and how often, rising."""
-        return tuple((int(i) + _LOWEST, int(self.exponents[i])) for i in self.exponents.nonzero()[0])
+        return tuple((int(i) + LOWEST, int(self.exponents[i])) for i in self.exponents.nonzero()[0])
 
 
 def new_counts() -> Counts:
@@ -84,13 +89,18 @@ class Moments:
         return Moments(count, self.mean + step * share, spread)
 
 
+def number_dtype(dtype: DType) -> np.dtype:
+    """Return the dtype of the numbers of which tensors of `dtype` consist; a complex one is two of them."""
+    import numpy as np
+
+    return np.dtype(f"<f{dtype.itemsize // 2}" if dtype.kind == "complex" else dtype.numpy)
+
+
 def scalars(raw: memoryview, dtype: DType) -> np.ndarray:
     """Return the numbers of a block in their own dtype; a complex number is two of them."""
     import numpy as np
 
-    if dtype.kind == "complex":
-        return np.frombuffer(raw, f"<f{dtype.itemsize // 2}")
-    return np.frombuffer(raw, dtype.numpy)
+    return np.frombuffer(raw, number_dtype(dtype))
 
 
 def as_float64(values: np.ndarray, into: np.ndarray) -> np.ndarray:
@@ -100,18 +110,20 @@ def as_float64(values: np.ndarray, into: np.ndarray) -> np.ndarray:
     out = into[: values.size]
     if values.dtype.itemsize == 1:
         # A cast of ml_dtypes takes 9 ns for a number of 8 bits, and a look into a table one.
-        np.take(_byte_values(values.dtype), values.view(np.uint8), out=out, mode="clip")
+        np.take(values_of_bits(values.dtype), values.view(np.uint8), out=out, mode="clip")
     else:
         np.copyto(out, values, casting="unsafe")
     return out
 
 
 @cache
-def _byte_values(dtype: np.dtype) -> np.ndarray:
-    """Return what each of the 256 bytes means; for bool, anything but zero is true."""
+def values_of_bits(dtype: np.dtype) -> np.ndarray:
+    """Return the float64 that all patterns of 8 or 16 bits mean; for bool, anything but zero is true."""
     import numpy as np
 
-    return np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
+    bits = np.arange(1 << 8 * dtype.itemsize, dtype=f"<u{dtype.itemsize}")
+    with np.errstate(all="ignore"):
+        return bits.view(dtype).astype(np.float64)
 
 
 def count_block(values: np.ndarray, scratch: np.ndarray, counts: Counts) -> np.ndarray:
@@ -130,9 +142,7 @@ def count_block(values: np.ndarray, scratch: np.ndarray, counts: Counts) -> np.n
         counts.nans += nans
         counts.infinities += int(found[_SPECIAL]) - nans
         values = values[np.isfinite(values)]
-    if values.size:  # adding zero takes the sign of a zero, which would depend on the order
-        counts.minimum = min(counts.minimum, float(values.min()) + 0.0)
-        counts.maximum = max(counts.maximum, float(values.max()) + 0.0)
+    counts.see_extremes(values)
     return values
 
 
@@ -144,7 +154,7 @@ def _count_smallest(values: np.ndarray, found: int, counts: Counts) -> None:
     counts.zeros += zeros
     if zeros < found:
         small = values[(np.abs(values) < sys.float_info.min) & (values != 0)]
-        exponents = np.frexp(small)[1] - 1 - _LOWEST
+        exponents = np.frexp(small)[1] - 1 - LOWEST
         counts.exponents += np.bincount(exponents, minlength=EXPONENTS)
 
 
@@ -181,7 +191,7 @@ def smallest_normal_exponent(dtype: DType) -> int:
     import ml_dtypes
 
     if dtype.kind not in ("float", "complex"):
-        return _LOWEST
+        return LOWEST
     parts = scalars(memoryview(bytes(dtype.itemsize)), dtype)
     smallest = ml_dtypes.finfo(parts.dtype).smallest_normal  # type: ignore[no-untyped-call]
     return math.frexp(float(smallest))[1] - 1

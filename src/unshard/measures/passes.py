@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from unshard.engines.workers import Job, run_jobs
+from unshard.measures.buffers import Buffers
 from unshard.measures.measurement import Measurement
-from unshard.measures.tensor_pass import Buffers, TensorPass
+from unshard.measures.tensor_pass import TensorPass
 from unshard.progress import Progress
 from unshard.tensors import Tensor
 

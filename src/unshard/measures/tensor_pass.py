@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from unshard.engines.workers import Job
+from unshard.measures.buffers import BLOCK, READ_BYTES, Buffers
+from unshard.measures.digests import PartialDigest, whole_digest
 from unshard.measures.distances import Sums, count_changed, count_survivors, distance_of, no_distance
 from unshard.measures.measurement import Measurement, Statistics
 from unshard.measures.numbers import (
-    BLOCK,
     Counts,
     Moments,
     as_float64,
     bounded,
-    count_block,
-    moments_of,
-    new_counts,
     scalars,
     smallest_normal_exponent,
 )
-from unshard.storage.checksums import crc32_of_parts
+from unshard.measures.tallies import Tally, new_tally
 from unshard.tensors import CastTensor, DescribedTensor, FileSource, Tensor, byte_count, element_count
 from unshard.tensors.boxes import row_ranges
 
@@ -33,19 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _JOB_BYTES = 8 << 20  # what a worker takes at a time
-_READ_BYTES = 1 << 20  # of each side; long enough that columns are read in long stretches of each piece
 _PIECES_COMPARED = 64  # tensors in more places are not looked at for being one another
-
-
-class Buffers:
-    """What one worker reads into, and what it computes in."""
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        self.ours = bytearray(_READ_BYTES)
-        self.theirs = bytearray(_READ_BYTES)
-        self.ours64, self.theirs64, self.scratch = np.empty((3, BLOCK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +38,7 @@ class _Part:
     """What one job gives that must be put together in order."""
 
     start: int
-    length: int
-    crc32: int
-    moments: Moments
+    digest: int
     sums: Sums
 
 
@@ -71,7 +54,7 @@ class TensorPass:
         self._is_one = self._is_one and _pieces(self._ours) == (other and _pieces(other))
         self._left = len(self._cuts())
         self._parts: list[_Part] = []
-        self._counts: Counts | None = None
+        self._tally: Tally | None = None
         self._lock = threading.Lock()
         self._result: Measurement | None = None
 
@@ -112,19 +95,18 @@ class TensorPass:
         import numpy as np
 
         sizes = [side.dtype.itemsize for side in self.sides]
-        counts, crc32, moments, sums = new_counts(), 0, Moments(), Sums()
-        for first, last in row_ranges(self._ours.shape, start, stop, _READ_BYTES // max(sizes)):
+        tally, digest, sums = new_tally(self._ours.dtype, start), PartialDigest(start * sizes[0]), Sums()
+        for first, last in row_ranges(self._ours.shape, start, stop, READ_BYTES // max(sizes)):
             ours = memoryview(buffers.ours)[: (last - first) * sizes[0]]
             self._ours.read(first, last, ours)
             theirs = self._read_other(first, last, buffers)
-            crc32 = zlib.crc32(ours, crc32)
+            digest.add(ours, buffers.words)
             with np.errstate(all="ignore"):
-                for block in self._blocks(ours, theirs):
-                    more, further = self._measure_block(*block, counts, buffers)
-                    moments, sums = moments + more, sums + further
+                tally.add(ours, buffers)
+                for block in self._blocks(ours, theirs) if self._other is not None else ():
+                    sums += self._compare_block(*block, buffers)
             yield (last - first) * sum(sizes)
-        length = (stop - start) * sizes[0]
-        self._finish(_Part(start, length, crc32, moments, sums), counts)
+        self._finish(_Part(start, digest.value(buffers.words), sums), tally)
 
     def _read_other(self, first: int, last: int, buffers: Buffers) -> memoryview | None:
         """Return the bytes of the other side, or None where there is none or they are the same."""
@@ -145,40 +127,33 @@ class TensorPass:
         for i in range(0, mine.size, BLOCK):
             yield mine[i : i + BLOCK], None if other is None else other[i : i + BLOCK]
 
-    def _measure_block(
-        self, ours: np.ndarray, theirs: np.ndarray | None, counts: Counts, buffers: Buffers
-    ) -> tuple[Moments, Sums]:
-        """Return the moments of a block, and its sums with the other side."""
+    def _compare_block(self, ours: np.ndarray, theirs: np.ndarray | None, buffers: Buffers) -> Sums:
+        """Return the sums of a block with the other side."""
         ours64 = as_float64(ours, buffers.ours64)
-        finite = count_block(ours64, buffers.scratch, counts)
-        moments = moments_of(finite, buffers.scratch)
-        if self._other is None:
-            return moments, Sums()
         if theirs is None:
-            return moments, no_distance(finite)
+            return no_distance(ours64)
         theirs64 = as_float64(theirs, buffers.theirs64)
         changed = survived = count_changed(ours, theirs, ours64, theirs64)
         sums = distance_of(ours64, theirs64, changed=changed)
         if changed and self._cast is not None:
             survived = count_survivors(ours, theirs, self._cast, [buffers.ours64, buffers.theirs64])
-        return moments, replace(sums, survived=survived)
+        return replace(sums, survived=survived)
 
-    def _finish(self, part: _Part, counts: Counts) -> None:
+    def _finish(self, part: _Part, tally: Tally) -> None:
         """Put away what a job gave; after the last one, put all together."""
         with self._lock:
             self._parts.append(part)
-            if self._counts is None:
-                self._counts = counts
+            if self._tally is None:
+                self._tally = tally
             else:
-                self._counts.add(counts)
+                self._tally.merge(tally)
             self._left -= 1
             if self._left:
                 return
-            parts, total = sorted(self._parts, key=lambda part: part.start), self._counts
-            self._parts, self._counts = [], None
-        moments = sum((part.moments for part in parts), Moments())
-        crc32 = crc32_of_parts((part.start, part.length, part.crc32) for part in parts)
-        statistics = _statistics(total, moments, crc32, smallest_normal_exponent(self._ours.dtype))
+            parts, total = sorted(self._parts, key=lambda part: part.start), self._tally
+            self._parts, self._tally = [], None
+        digest = whole_digest(sum(part.digest for part in parts), byte_count(self._ours))
+        statistics = _statistics(*total.told(), digest, smallest_normal_exponent(self._ours.dtype))
         sums = sum((part.sums for part in parts), Sums())
         delta = None if self._other is None else sums.delta(statistics.count)
         self._result = Measurement(statistics, delta)
@@ -189,14 +164,9 @@ class TensorPass:
         return self._result
 
 
-def _statistics(counts: Counts, moments: Moments, crc32: int, smallest_normal: int) -> Statistics:
-    """Return the numbers of a tensor.
-
-    The digest is the CRC-32 of its bytes, above one of the exact counts: bytes in another order differ in
-    the first, other numbers in both.
-    """
+def _statistics(counts: Counts, moments: Moments, digest: int, smallest_normal: int) -> Statistics:
+    """Return the numbers of a tensor."""
     magnitudes = counts.magnitudes()
-    told = (counts.zeros, counts.nans, counts.infinities, counts.minimum, counts.maximum, magnitudes)
     return Statistics(
         count=moments.count + counts.nans + counts.infinities,
         nans=counts.nans,
@@ -208,7 +178,7 @@ def _statistics(counts: Counts, moments: Moments, crc32: int, smallest_normal: i
         mean=bounded(moments.mean),
         deviation=math.sqrt(bounded(moments.spread) / moments.count) if moments.count else 0.0,
         magnitudes=magnitudes,
-        digest=crc32 << 32 | zlib.crc32(repr(told).encode()),
+        digest=digest,
     )
 
 
