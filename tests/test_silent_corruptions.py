@@ -245,3 +245,66 @@ def test_a_model_that_was_never_trained_is_told_by_its_base(
     (found,) = [f for f in said.json["findings"] if f["code"] == "U811"]
     assert found["severity"] == Severity.WARNING
     assert "0 of 21" in found["saw"]
+
+
+def test_a_flipped_bit_is_found_by_the_checksums_of_the_file(
+    healthy_folder: Folders, tmp_path: Path, unshard: Unshard
+) -> None:
+    state = load_file(healthy_folder("llama") / "model.safetensors")
+    path = tmp_path / "run" / "model.pt"
+    path.parent.mkdir()
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(state["model.norm.weight"].view(torch.uint8).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["model.norm.weight"].shape == (48,)  # as if nothing were wrong
+    said = unshard("check", path, "--base", healthy_folder("llama"), "--deep", "--json")
+    (found,) = [f for f in said.json["findings"] if f["code"] == "U119"]
+    assert said.code == 3
+    assert "disagree with their checksums" in found["saw"]
+    assert "Copy the file again" in found["remedy"]
+
+
+def test_what_rounding_takes_of_a_small_change_is_counted(
+    healthy_folder: Folders, tmp_path: Path, unshard: Unshard
+) -> None:
+    base = load_file(healthy_folder("llama") / "model.safetensors")
+    torch.manual_seed(1)
+    state = {name: tensor.float() + 1e-6 * torch.randn(tensor.shape) for name, tensor in base.items()}
+    torch.save(state, tmp_path / "model.pt")
+    lost = sum(
+        int((state[name].bfloat16() == base[name]).sum() - (state[name] == base[name]).sum()) for name in base
+    )
+    changed = sum(int((state[name] != base[name]).sum()) for name in base)
+    said = unshard("check", tmp_path / "model.pt", "--base", healthy_folder("llama"), "--deep", "--json")
+    (found,) = [f for f in said.json["findings"] if f["code"] == "U405"]
+    assert f"{100 * lost / changed:.1f}%" in found["saw"]
+    assert "--dtype keep" in found["remedy"]
+
+
+def test_an_adapter_merged_at_another_scale_is_told_with_both(
+    healthy_folder: Folders, tmp_path: Path, unshard: Unshard
+) -> None:
+    base = healthy_folder("llama")
+    merged = tmp_path / "merged"
+    torch.manual_seed(2)
+    rows, columns, rank = 48, 48, 4
+    name = layer(0, "self_attn.q_proj")
+    down, up = torch.randn(rank, columns) * 0.05, torch.randn(rows, rank) * 0.05
+
+    def merge_without_scale(state: State, _: Config) -> None:
+        state[name] = (state[name].float() + up @ down).bfloat16()  # alpha / r is 4, and was forgotten
+
+    broken_copy(base, merged, merge_without_scale)
+    prefix = f"base_model.model.{name.removesuffix('.weight')}"
+    adapter = {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+    save_file(adapter, merged / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (merged / "adapter_config.json").write_text(json.dumps(settings))
+    said = unshard("check", merged, "--base", base, "--deep", "--json")
+    (found,) = [f for f in said.json["findings"] if f["code"] == "U255"]
+    assert said.code == 3
+    text = f"{found['saw']} {found['expected']}"
+    assert "merged with scale 1," in text
+    assert "4: alpha 16 / rank 4" in text
