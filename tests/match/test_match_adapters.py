@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from peft_models import Scene, furthest, matched_in, values_of, write_scene
+from unshard.base import find_base
+from unshard.match import Choices
 from unshard.match.adapters import check_adapter
+from unshard.match.kept_adapter import KeptAdapter, keep_adapter
 from unshard.readers import open_checkpoint
+from unshard.recipes.adapters import WEIGHTS
 from unshard.tensors import CastTensor
 
 ATTENTION = ["q_proj", "v_proj"]
@@ -75,6 +80,45 @@ def test_merging_gives_what_peft_merges(scene: Callable[[str], Scene], kind: str
     changed = [n for n in model.tensors if not torch.equal(values_of(model.tensors[n]), made.merged[n])]
     assert untouched  # what has no adapter is copied as it is, bit for bit
     assert not set(changed) & set(untouched)
+
+
+def kept_in(path: Path, base: Path) -> KeptAdapter:
+    checkpoint = open_checkpoint(path)
+    found, _ = find_base(checkpoint, reference=str(base), download=False, model_class=False)
+    return keep_adapter(checkpoint, found, Choices(adapter="keep"))
+
+
+@pytest.mark.parametrize("place", ["full", "adapter"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_keeping_gives_what_peft_publishes(scene: Callable[[str], Scene], kind: str, place: str) -> None:
+    made = scene(kind)
+    ours, theirs = kept_in(getattr(made, place), made.base).model.tensors, load_file(made.adapter / WEIGHTS)
+    # PEFT adds the base's own weights of an embedding that has an adapter; loading does not need them.
+    needed = {
+        name for name in theirs if place == "adapter" or not name.endswith("embed_tokens.base_layer.weight")
+    }
+    assert ours.keys() == needed
+    assert all(torch.equal(values_of(ours[name]), theirs[name]) for name in ours)
+
+
+def test_an_embedding_that_was_resized_is_kept_with_the_adapter(
+    scene: Callable[[str], Scene], tmp_path: Path
+) -> None:
+    made = scene("lora")
+    state = torch.load(made.full / "model.pt", weights_only=True)
+    resized = [f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens")]
+    torch.save({n: torch.ones(600, 48) if n in resized else t for n, t in state.items()}, tmp_path / "a.pt")
+    (tmp_path / "adapter_config.json").write_bytes((made.full / "adapter_config.json").read_bytes())
+    assert {*resized} <= kept_in(tmp_path, made.base).model.tensors.keys()
+
+
+def test_a_made_configuration_lists_only_the_modules_that_have_an_adapter(tmp_path: Path) -> None:
+    made = write_scene(tmp_path, "llama", target_modules=["q_proj", "v_proj"], layers_to_transform=[1])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.pt").write_bytes((made.full / "model.pt").read_bytes())
+    kept = keep_adapter(open_checkpoint(tmp_path / "run"), None, Choices(lora_alpha=8))
+    config = json.loads(kept.config)
+    assert config["target_modules"] == [f"model.layers.1.self_attn.{name}" for name in ("q_proj", "v_proj")]
 
 
 def test_in_bfloat16_every_element_is_nearer_to_the_exact_sum_than_what_peft_gives(tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_factors_too_large_to_keep_are_read_again_and_give_the_same_bits(
         np.testing.assert_array_max_ulp(again, kept, maxulp=1)
 
 
+def test_what_is_computed_begins_at_the_same_places_whatever_is_asked_for(
+    written: Writer, numbers: np.random.Generator
+) -> None:
+    """A matrix product may round differently in other company."""
+    weight, a, b = (written(numbers.normal(size=size)) for size in ((900, 500), (3, 500), (900, 3)))
+    source = MergedSource(weight, a, b, 1.0)
+    for start in (0, 17, 250_123, 449_999):
+        source.read(start, start + 1, memoryview(bytearray(4)))
+        _, row, column = merging._last.key
+        assert (row % (65_536 // 500), column) == (0, 0)
+
+
 def test_a_convolution_counts_its_later_dimensions_as_one(
     written: Writer, numbers: np.random.Generator
 ) -> None:

@@ -60,7 +60,8 @@ def keep_adapter(checkpoint: Checkpoint, base: Base | None, choices: Choices) ->
     ranks = ranks_of(parts, checkpoint.tensors)
     settings.require_scale(ranks, len(parts.factors), checkpoint.path)
     require_whole(parts.factors, checkpoint.tensors, checkpoint.path)
-    names = {n: published_name(n, parts.adapter) for n in _own(parts, settings, checkpoint.tensors)}
+    own = _own(parts, settings, checkpoint.tensors, base)
+    names = {name: published_name(name, parts.adapter) for name in own}
     tensors = {target: _typed(checkpoint.tensors[name], choices.dtype) for name, target in names.items()}
     words = ", ".join(in_words(parts, settings, checkpoint.tensors))
     told = finding("U258", subject="adapter", saw=words)
@@ -79,9 +80,15 @@ def keep_adapter(checkpoint: Checkpoint, base: Base | None, choices: Choices) ->
 
 
 def _own(
-    parts: AdapterParts, settings: AdapterSettings, tensors: Mapping[str, DescribedTensor]
+    parts: AdapterParts,
+    settings: AdapterSettings,
+    tensors: Mapping[str, DescribedTensor],
+    base: Base | None,
 ) -> Iterator[str]:
-    """Yield the names in the checkpoint of what is the adapter's, in the checkpoint's order."""
+    """Yield the names in the checkpoint of what is the adapter's, in the checkpoint's order.
+
+    An embedding that was resized belongs to it, too: the base has other rows.
+    """
     own = {name for each in parts.factors for name in each.names}
     own |= {*parts.saved.values(), *parts.tokens.values()}
     if settings.config.get("bias") in ("all", "lora_only"):
@@ -92,6 +99,12 @@ def _own(
             if plain.endswith(".bias")
             and (settings.config["bias"] == "all" or plain.removesuffix(".bias") in modules)
         }
+    expected = {} if base is None or base.expected is None else base.expected
+    own |= {
+        name
+        for plain, name in parts.plain.items()
+        if plain in expected and expected[plain].shape not in (None, tensors[name].shape)
+    }
     tied = _tied_rows(parts, tensors)
     yield from (name for name in tensors if name in own and name not in tied)
 

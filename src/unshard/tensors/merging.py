@@ -131,13 +131,13 @@ class MergedSource:
         import numpy as np
 
         key = (id(self), row, column)
-        if getattr(_last, "key", None) != key or _last.source is not self:
+        if getattr(_last, "key", None) != key:
             bottom = min(self.rows, row + self._tile_rows)
             right = min(self.columns, column + _TILE)
             values = self._scaled(row, bottom, column, right)
             with np.errstate(over="ignore", invalid="ignore"):
                 _last.values = values.astype(np.float32).reshape(-1)
-            _last.key, _last.source = key, self
+            _last.key, _last.source = key, self  # while it is held, no other source has its id
         tile: np.ndarray = _last.values
         return tile
 
