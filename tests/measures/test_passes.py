@@ -146,6 +146,24 @@ def test_digests_tell_bytes_apart_and_know_the_same_ones_in_another_place(tmp_pa
     assert len(set(digests.values())) == 4
 
 
+def test_digests_see_two_signs_move(tmp_path: Path) -> None:
+    """The highest bit of a word has an effect that another one cannot undo."""
+    tensor = some(64, torch.bfloat16)
+    moved = tensor.clone()
+    moved[[3, 11]] *= -1  # the last ones of two words of 64 bits
+    found = measured(described(tmp_path, x=tensor, y=moved), {})
+    assert found["x"].statistics.digest != found["y"].statistics.digest
+
+
+def test_digests_do_not_depend_on_how_bytes_are_read(tmp_path: Path) -> None:
+    """Rows of 700 001 bytes are read one by one, and end in the middle of words."""
+    rows = torch.randint(0, 256, (13, 700_001), dtype=torch.uint8)
+    held = described(tmp_path, rows=rows, flat=rows.flatten().clone())
+    found = measured(held, {})
+    assert found["rows"].statistics == found["flat"].statistics
+    require_true(found["rows"].statistics, rows)
+
+
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     "theirs", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str
@@ -160,11 +178,36 @@ def test_distances_are_those_of_torch(
     told = delta_of(tmp_path, new, old)
     a, b = new.double(), old.double()
     assert (told.count, told.changed, told.survived) == (count, int((a != b).sum()), int((a != b).sum()))
-    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-12)
-    assert told.norm == pytest.approx(a.norm().item(), rel=1e-12)
-    assert told.other_norm == pytest.approx(b.norm().item(), rel=1e-12)
-    assert told.distance == pytest.approx((a - b).norm().item(), rel=1e-12)
+    # Rows of 1024 products of float32, each of which rounds once at the most.
+    rel = 1e-12 if 4 in (ours.itemsize, theirs.itemsize) else 1024 * 2**-24
+    assert told.dot == pytest.approx((a * b).sum().item(), rel=rel)
+    assert told.norm == pytest.approx(a.norm().item(), rel=rel)
+    assert told.other_norm == pytest.approx(b.norm().item(), rel=rel)
+    assert told.distance == pytest.approx((a - b).norm().item(), rel=rel)
     assert told.largest == ((a - b).abs().max().item() if count else 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e25])
+def test_distances_of_numbers_whose_squares_are_beyond_float32_are_true(tmp_path: Path, scale: float) -> None:
+    new, old = ((some(BLOCK + 9, torch.float64, seed) * scale).bfloat16() for seed in (0, 1))
+    told = delta_of(tmp_path, new, old)
+    a, b = new.double(), old.double()
+    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4)
+    assert told.norm == pytest.approx(a.norm().item(), rel=1e-4)
+    assert told.distance == pytest.approx((a - b).norm().item(), rel=1e-4)
+    same = delta_of(tmp_path, new, new.clone())
+    assert same.norm == same.other_norm == pytest.approx(a.norm().item(), rel=1e-4)
+
+
+def test_broken_numbers_of_16_bits_are_left_out_of_distances(tmp_path: Path) -> None:
+    new, old = some(BLOCK + 9, torch.bfloat16), some(BLOCK + 9, torch.bfloat16, 1)
+    new[:4] = torch.tensor([math.nan, math.inf, 1.0, math.nan])
+    old[:4] = torch.tensor([math.nan, 1.0, -math.inf, 1.0])
+    told = delta_of(tmp_path, new, old)
+    a, b = new[4:].double(), old[4:].double()
+    assert told.changed == int((a != b).sum()) + 3
+    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4)
+    assert (told.norm, told.distance) == pytest.approx((a.norm().item(), (a - b).norm().item()), rel=1e-4)
 
 
 def test_nan_is_nan_and_zero_has_no_sign(tmp_path: Path) -> None:

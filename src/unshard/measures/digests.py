@@ -31,7 +31,7 @@ class PartialDigest:
     def __init__(self, start: int) -> None:
         """Begin at byte `start`, a multiple of 8."""
         assert start % _WORD == 0, "a part begins with a word"
-        self._word = start // _WORD
+        self._factor = pow(_BASE, start // _WORD, _MODULUS)
         self._rest = b""
         self._sum = 0
 
@@ -61,9 +61,9 @@ class PartialDigest:
         words = np.frombuffer(raw, "<u8")
         mixed = np.right_shift(words, np.uint64(32), out=scratch[: words.size])
         np.bitwise_xor(mixed, words, out=mixed)
-        value = int(np.dot(mixed, _powers()[: words.size]))
-        self._sum = (self._sum + value * pow(_BASE, self._word, _MODULUS)) % _MODULUS
-        self._word += words.size
+        powers = _powers()[: words.size]
+        self._sum = (self._sum + int(np.dot(mixed, powers)) * self._factor) % _MODULUS
+        self._factor = self._factor * int(powers[-1]) * _BASE % _MODULUS
 
     def value(self, scratch: np.ndarray) -> int:
         """Return the digest; a word that is not whole ends in zeros."""

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unshard.dtypes import DType
+from unshard.measures.buffers import Buffers
 from unshard.measures.measurement import Delta
-from unshard.measures.numbers import as_float64, bounded, dot
+from unshard.measures.numbers import as_floats, bounded, dot
 from unshard.tensors import cast_block
 
 if TYPE_CHECKING:
     import numpy as np
+
+# A sum of squares of a block in float32 that may have lost numbers whose squares are too small for it:
+# all of them together are less than 2**-30 of it.
+_LEAST = 2.0**-80
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +58,55 @@ class Sums:
         )
 
 
-def no_distance(values: np.ndarray) -> Sums:
-    """Return the sums of a block of float64 that is the same on both sides."""
+def no_distance(values: np.ndarray, buffers: Buffers) -> Sums:
+    """Return the sums of a block that is the same on both sides, given in its own dtype."""
     import numpy as np
 
-    square = dot(values, values)
+    for wide in _wides(values):
+        floats = as_floats(values, buffers.ours64.view(wide))
+        square = dot(floats, floats)
+        if _is_within(wide, square):
+            break
     if not math.isfinite(square):
-        finite = values[np.isfinite(values)]
+        finite = floats[np.isfinite(floats)]
         square = dot(finite, finite)
     return Sums(dot=square, norm=square, other_norm=square)
 
 
-def distance_of(ours: np.ndarray, theirs: np.ndarray, *, changed: int) -> Sums:
-    """Return the sums of a block of float64 on two sides, and leave their difference in `theirs`."""
+def distance_of(ours: np.ndarray, theirs: np.ndarray, buffers: Buffers) -> Sums:
+    """Return the sums of a block on two sides, each given in its own dtype."""
+    for wide in _wides(ours, theirs):
+        a = as_floats(ours, buffers.ours64.view(wide))
+        b = as_floats(theirs, buffers.theirs64.view(wide))
+        changed = count_changed(ours, theirs, a, b)
+        sums = _sums_of(a, b, changed, buffers.scratch.view(wide))
+        if _is_within(wide, sums.norm, sums.other_norm, *([sums.distance] if changed else [])):
+            break
+    return sums
+
+
+def _wides(*sides: np.ndarray) -> tuple[str, ...]:
+    """Return the dtypes to compute in, the next one where sums are beyond one: numbers are exact in all."""
+    return ("f4", "f8") if all(side.itemsize <= 2 for side in sides) else ("f8",)
+
+
+def _is_within(wide: str, *squares: float) -> bool:
+    """Return whether sums of squares are far from where a dtype overflows, or loses small ones."""
+    return wide == "f8" or all(_LEAST < square < math.inf for square in squares)
+
+
+def _sums_of(ours: np.ndarray, theirs: np.ndarray, changed: int, scratch: np.ndarray) -> Sums:
+    """Return the sums of a block of floats on two sides; what is not finite is left out in float64 only."""
     import numpy as np
 
     squares = dot(ours, ours), dot(theirs, theirs)
-    if not math.isfinite(sum(squares)):
+    if not math.isfinite(sum(squares)) and ours.itemsize == 8:
         both = np.isfinite(ours) & np.isfinite(theirs)
         ours, theirs = ours[both], theirs[both]
         squares = dot(ours, ours), dot(theirs, theirs)
-    product = dot(ours, theirs)
-    apart = np.subtract(ours, theirs, out=theirs)
-    return Sums(
-        changed,
-        changed,
-        product,
-        *squares,
-        dot(apart, apart),
-        max(float(apart.max(initial=0.0)), -float(apart.min(initial=0.0))),
-    )
+    apart = np.subtract(ours, theirs, out=scratch[: ours.size])
+    largest = max(float(apart.max(initial=0.0)), -float(apart.min(initial=0.0)))
+    return Sums(changed, changed, dot(ours, theirs), *squares, dot(apart, apart), largest)
 
 
 def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, theirs64: np.ndarray) -> int:
@@ -91,13 +115,13 @@ def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, thei
     Args:
         ours: A block in its own dtype.
         theirs: The same block of the other tensor, in its own.
-        ours64: The first as float64.
-        theirs64: The second as float64.
+        ours64: The first as float64, or as float32 where that holds all numbers of both dtypes.
+        theirs64: The second.
     """
     import numpy as np
 
     differs = ours64 != theirs64
-    if ours.dtype.kind in "iu" or theirs.dtype.kind in "iu":
+    if ours64.itemsize == 8 and (ours.dtype.kind in "iu" or theirs.dtype.kind in "iu"):
         differs |= _differ_as_integers(ours, theirs, ours64, theirs64)
     count = int(np.count_nonzero(differs))
     if not count or not math.isnan(ours64.max()):  # which is NaN where any number is
@@ -138,6 +162,6 @@ def count_survivors(ours: np.ndarray, theirs: np.ndarray, dtype: DType, scratch:
             rounded = side
         else:
             cast_block(side, rounded)
-        cast.append((rounded, as_float64(rounded, buffer)))
+        cast.append((rounded, as_floats(rounded, buffer)))
     (a, a64), (b, b64) = cast
     return count_changed(a, b, a64, b64)

@@ -57,7 +57,7 @@ class Histogram:
         import numpy as np
 
         occurring = self._counts.nonzero()[0]
-        numbers, times = values_of_bits(self._dtype)[occurring], self._counts[occurring]
+        numbers, times = values_of_bits(self._dtype, np.dtype(float))[occurring], self._counts[occurring]
         is_finite = np.isfinite(numbers)
         counts = new_counts()
         counts.nans = int(times[np.isnan(numbers)].sum())

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 from unshard.dtypes import DType
 from unshard.measures.buffers import BLOCK, Buffers
 from unshard.measures.histograms import Histogram
-from unshard.measures.numbers import Counts, Moments, as_float64, count_block, moments_of, new_counts, scalars
+from unshard.measures.numbers import Counts, Moments, as_floats, count_block, moments_of, new_counts, scalars
 
 
 class Tally(Protocol):
@@ -37,7 +37,7 @@ class WideTally:
         """Take in the numbers that come next."""
         values = scalars(raw, self._dtype)
         for i in range(0, values.size, BLOCK):
-            block = as_float64(values[i : i + BLOCK], buffers.ours64)
+            block = as_floats(values[i : i + BLOCK], buffers.ours64)
             finite = count_block(block, buffers.scratch, self._counts)
             self._moments[self._start] += moments_of(finite, buffers.scratch)
 

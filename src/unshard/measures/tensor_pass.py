@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from unshard.engines.workers import Job
 from unshard.measures.buffers import BLOCK, READ_BYTES, Buffers
 from unshard.measures.digests import PartialDigest, whole_digest
-from unshard.measures.distances import Sums, count_changed, count_survivors, distance_of, no_distance
+from unshard.measures.distances import Sums, count_survivors, distance_of, no_distance
 from unshard.measures.measurement import Measurement, Statistics
 from unshard.measures.numbers import (
     Counts,
     Moments,
-    as_float64,
     bounded,
     scalars,
     smallest_normal_exponent,
@@ -129,15 +128,13 @@ class TensorPass:
 
     def _compare_block(self, ours: np.ndarray, theirs: np.ndarray | None, buffers: Buffers) -> Sums:
         """Return the sums of a block with the other side."""
-        ours64 = as_float64(ours, buffers.ours64)
         if theirs is None:
-            return no_distance(ours64)
-        theirs64 = as_float64(theirs, buffers.theirs64)
-        changed = survived = count_changed(ours, theirs, ours64, theirs64)
-        sums = distance_of(ours64, theirs64, changed=changed)
-        if changed and self._cast is not None:
-            survived = count_survivors(ours, theirs, self._cast, [buffers.ours64, buffers.theirs64])
-        return replace(sums, survived=survived)
+            return no_distance(ours, buffers)
+        sums = distance_of(ours, theirs, buffers)
+        if not sums.changed or self._cast is None:
+            return sums
+        scratch = [buffers.ours64, buffers.theirs64]
+        return replace(sums, survived=count_survivors(ours, theirs, self._cast, scratch))
 
     def _finish(self, part: _Part, tally: Tally) -> None:
         """Put away what a job gave; after the last one, put all together."""
