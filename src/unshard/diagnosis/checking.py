@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from unshard.checks.table import CHECKS, run_checks
@@ -22,6 +24,9 @@ from unshard.tensors import CastTensor, Tensor, byte_count
 
 # The names under which transformers looks for weights.
 _WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(bin|safetensors)(\.index\.json)?")
+
+# What commands in remedies call the things that a person gave.
+_PLACEHOLDER = re.compile(r"(?<=[ \"'`])(FOLDER|RUN|BASE)(?![\w./-])")
 
 
 def check(
@@ -81,7 +86,10 @@ def check(
         steps=judged.steps,
         taken=None if judged.taken is None else judged.taken.path,
         base=examined.base_reference,
-        findings=_once([*judged.findings, *examined.findings, *read.findings, *run_checks(evidence)]),
+        findings=_once(
+            _addressed(found, paths, examined.base_reference)
+            for found in (*judged.findings, *examined.findings, *read.findings, *run_checks(evidence))
+        ),
         checks=len(CHECKS),
         is_deep=deep,
         sound_bytes=read.sound_bytes,
@@ -120,6 +128,15 @@ def _in_words(folder: ModelFolder) -> str:
 def _judged(tensor: Tensor) -> JudgedTensor:
     stored = tensor.source if isinstance(tensor, CastTensor) else tensor
     return JudgedTensor(stored.shape, stored.dtype.name, byte_count(stored), stored.origin)
+
+
+def _addressed(found: Finding, paths: list[Path], base: str | None) -> Finding:
+    """Return a finding whose remedy names what was given, so that its commands can be pasted."""
+    if found.remedy is None:
+        return found
+    places = " ".join(shlex.quote(str(path)) for path in paths)
+    words = {"FOLDER": places, "RUN": places, **({"BASE": shlex.quote(base)} if base else {})}
+    return replace(found, remedy=_PLACEHOLDER.sub(lambda word: words.get(word[0], word[0]), found.remedy))
 
 
 def _once(findings: Iterable[Finding]) -> tuple[Finding, ...]:
