@@ -14,7 +14,7 @@ from unshard.base import Base, find_base
 from unshard.checkpoint import BaseHint, Checkpoint, Layout, TrainingParameters
 from unshard.dtypes import DTYPES
 from unshard.findings import Finding
-from unshard.match import Model, answer_questions, match_model, outline_of, questions_for
+from unshard.match import Choices, Model, answer_questions, match_model, outline_of, questions_for
 from unshard.match.config_edits import spelling_edits
 from unshard.storage.files import InputFile
 from unshard.tensors import CastTensor, DescribedTensor, FileSource, Tensor, element_count, whole_tensor
@@ -161,7 +161,7 @@ def base_of(folder: Path, checkpoint: Checkpoint, *, model_class: bool = False) 
 
 def matched(checkpoint: Checkpoint, base: Base | None, dtype: str = "base") -> Model:
     """Return the model, after every question was asked and answered."""
-    outline = outline_of(checkpoint, base)
+    outline = outline_of(checkpoint, base, Choices(dtype=dtype))
     return match_model(outline, dtype=dtype, answers=answer_questions(questions_for(outline)))
 
 

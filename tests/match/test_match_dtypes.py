@@ -22,7 +22,7 @@ from specimens import (
     state_of,
     tiny_model,
 )
-from unshard.errors import MatchError, OptionError, UnsupportedLayoutError
+from unshard.errors import MatchError, OptionError
 
 Folder = Callable[[str], Path]
 States = Callable[[str], State]
@@ -195,8 +195,8 @@ def test_a_quantised_model_stays_whole_beside_its_own_base(
     save_file(scaled, base / "model.safetensors")
     model = match_state(scaled, base, tmp_path)
     assert (set(model.tensors), casts(model), model.config_edits) == (set(scaled), [], {})
-    with pytest.raises(UnsupportedLayoutError, match="quantised as FP8 with scales"):
-        match_state(scaled, base, tmp_path, "float16")
+    plain = match_state(scaled, base, tmp_path, "float16")
+    assert (set(plain.tensors), plain.config_edits["quantization_config"]) == (set(weights), None)
 
 
 @pytest.mark.parametrize(

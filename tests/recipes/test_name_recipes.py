@@ -5,7 +5,8 @@ import pytest
 from unshard.recipes.buffers import is_buffer
 from unshard.recipes.families import family_of, layer_count, layer_number, sizes_of
 from unshard.recipes.known_models import known_models, nearest_model
-from unshard.recipes.leftovers import adapter_kind, flat_parameters, is_training_only, quantisation_kind
+from unshard.recipes.leftovers import adapter_kind, flat_parameters, is_training_only
+from unshard.recipes.quantised import quantisation_kind
 from unshard.recipes.recomputable import recomputable_kind
 from unshard.recipes.renamings import renamings
 from unshard.recipes.wrappers import WRAPPERS, without_segments, wrappers_in

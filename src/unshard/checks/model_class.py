@@ -8,7 +8,7 @@ from unshard.base.model_class import expected_from_class
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.words import named, quoted
 from unshard.findings import Finding, finding
-from unshard.recipes.leftovers import quantisation_kind
+from unshard.recipes.quantised import quantisation_kind
 from unshard.recipes.recomputable import recomputable_kind
 from unshard.recipes.ties import shared_pairs
 from unshard.sizes import counted

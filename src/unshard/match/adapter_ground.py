@@ -13,7 +13,7 @@ from unshard.match.adapter_parts import AdapterParts, misfit
 from unshard.match.experts import possible_experts, recipes_to_try, regroup
 from unshard.match.restored import Restored
 from unshard.recipes.adapters import CONFIG
-from unshard.recipes.leftovers import quantisation_kind
+from unshard.recipes.quantised import quantisation_kind
 from unshard.recipes.renamings import renamings
 from unshard.tensors import DescribedTensor
 

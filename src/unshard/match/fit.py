@@ -15,15 +15,16 @@ from unshard.match.needs import Needs, Shape
 from unshard.match.outline import Outline
 from unshard.match.vocabulary import find_resize
 from unshard.recipes.families import sizes_of
-from unshard.recipes.leftovers import adapter_kind, quantisation_kind
+from unshard.recipes.leftovers import adapter_kind
+from unshard.recipes.quantised import quantisation_kind
 from unshard.recipes.ties import has_row_per_token, is_output_head
 
 
-def require_plain(outline: Outline, *, policy: str) -> None:
-    """Raise unless the tensors are a plain model, or a quantised one that stays as it is.
+def require_plain(outline: Outline) -> None:
+    """Raise unless the tensors are a model without adapters.
 
     Raises:
-        UnsupportedLayoutError: There are adapters, or quantised weights that would be cast or torn apart.
+        UnsupportedLayoutError: There are some that were not merged into it.
     """
     known = set() if outline.needs is None else outline.needs.expected.keys()
     names = [source for source, target in outline.naming.names.items() if target not in known]
@@ -35,16 +36,6 @@ def require_plain(outline: Outline, *, policy: str) -> None:
             saw=f"{len(adapters)} tensors, `{adapters[0]}` first",
             hint="Merge it before saving (PEFT's merge_and_unload), or use the adapter folder with PEFT.",
         )
-    scales = [name for name in outline.naming.names if quantisation_kind(name)]
-    torn = [name for name in scales if name in names and not _stays_quantised(outline)]
-    if torn or (scales and policy not in ("base", "keep")):
-        first = (torn or scales)[0]
-        raise UnsupportedLayoutError(
-            outline.checkpoint.path,
-            f"holds weights quantised as {quantisation_kind(first)}, which are not dequantised",
-            saw=f"{len(scales)} tensors that belong to quantised ones, `{first}` first",
-            hint="Keep the model whole with --dtype keep and its own quantised base, or dequantise it first.",
-        )
 
 
 def effective_policy(outline: Outline, policy: str) -> str:
@@ -52,11 +43,6 @@ def effective_policy(outline: Outline, policy: str) -> str:
     tensors = outline.tensors
     whole = any(map(quantisation_kind, tensors)) or any(is_quantised(t.dtype) for t in tensors.values())
     return "keep" if policy == "base" and whole and outline.needs is None else policy
-
-
-def _stays_quantised(outline: Outline) -> bool:
-    """Return whether the configuration tells engines how to read quantised weights."""
-    return outline.needs is None and outline.base is not None and "quantization_config" in outline.base.config
 
 
 def check_fit(draft: Draft, *, policy: str, tokens: int | None) -> None:

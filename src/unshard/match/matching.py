@@ -24,7 +24,7 @@ from unshard.match.outline import Outline
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
 from unshard.match.vocabulary import vocabulary_edits
-from unshard.recipes.leftovers import quantisation_kind
+from unshard.recipes.quantised import quantisation_kind
 from unshard.recipes.ties import has_row_per_token
 from unshard.tensors import CastTensor, Tensor
 
@@ -46,7 +46,7 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     """
     require_policy(dtype)
     checkpoint, base = outline.checkpoint, outline.base
-    require_plain(outline, policy=dtype)
+    require_plain(outline)
     dtype = effective_policy(outline, dtype)
     draft = new_draft(outline, answers)
     tokens = None if base is None else count_tokens(base.side_files)

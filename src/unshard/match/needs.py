@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from unshard.base import Base, ExpectedTensor
 from unshard.base.configuration import lookup_int, tie_flag
 from unshard.recipes.families import layer_number
-from unshard.recipes.leftovers import is_training_only, quantisation_kind, unquantised_name
+from unshard.recipes.leftovers import is_training_only
+from unshard.recipes.quantised import quantisation_kind, unquantised_name
 from unshard.recipes.recomputable import recomputable_kind
 from unshard.recipes.ties import is_output_head, shared_pairs
 

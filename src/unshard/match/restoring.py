@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from unshard.base import Base
 from unshard.checkpoint import Checkpoint
 from unshard.match.adapters import undo_adapters
+from unshard.match.quantised import undo_quantisation
 from unshard.match.restored import Choices, Restored, Stage
 from unshard.match.schemes import undo_scheme
 from unshard.tensors import DescribedTensor
@@ -20,7 +21,7 @@ __all__ = ["STAGES", "Choices", "Restored", "Stage", "restore", "restore_base"]
 
 # In this order: what is quantised is a plain weight before an adapter is merged into it, and both have
 # their own names before these are changed.
-STAGES: tuple[Stage, ...] = (undo_adapters, undo_scheme)
+STAGES: tuple[Stage, ...] = (undo_quantisation, undo_adapters, undo_scheme)
 
 
 def restore(checkpoint: Checkpoint, base: Base | None, choices: Choices) -> Restored:
@@ -47,5 +48,5 @@ def restore_base(
     """
     restored = Restored(tensors, {name: (name,) for name in tensors})
     for stage in STAGES[: STAGES.index(undo_adapters)]:
-        restored = stage(restored, checkpoint, base, Choices())
+        restored = stage(restored, checkpoint, base, Choices(dtype="float32"))  # none stays quantised
     return restored.tensors

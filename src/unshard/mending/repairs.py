@@ -26,7 +26,7 @@ from unshard.match.config_edits import (
 from unshard.match.dtype_policy import main_dtype
 from unshard.match.vocabulary import vocabulary_edits
 from unshard.mending.scene import CONFIG, Scene
-from unshard.recipes.leftovers import quantisation_kind
+from unshard.recipes.quantised import quantisation_kind
 from unshard.sizes import counted
 from unshard.tensors import Tensor
 
