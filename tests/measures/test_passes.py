@@ -192,11 +192,21 @@ def test_distances_of_numbers_whose_squares_are_beyond_float32_are_true(tmp_path
     new, old = ((some(BLOCK + 9, torch.float64, seed) * scale).bfloat16() for seed in (0, 1))
     told = delta_of(tmp_path, new, old)
     a, b = new.double(), old.double()
-    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4)
-    assert told.norm == pytest.approx(a.norm().item(), rel=1e-4)
-    assert told.distance == pytest.approx((a - b).norm().item(), rel=1e-4)
+    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4, abs=0)
+    assert told.norm == pytest.approx(a.norm().item(), rel=1e-4, abs=0)
+    assert told.distance == pytest.approx((a - b).norm().item(), rel=1e-4, abs=0)
     same = delta_of(tmp_path, new, new.clone())
-    assert same.norm == same.other_norm == pytest.approx(a.norm().item(), rel=1e-4)
+    assert same.norm == same.other_norm == pytest.approx(a.norm().item(), rel=1e-4, abs=0)
+
+
+def test_a_cosine_near_one_is_as_far_from_it_as_it_should_be(tmp_path: Path) -> None:
+    old = some(3 * BLOCK, torch.bfloat16)
+    new = old.clone()
+    new[::5000] *= 1.0625
+    a, b = new.double(), old.double()
+    angle = 1 - (a @ b / (a.norm() * b.norm())).item()
+    assert 0 < angle < 1e-6
+    assert 1 - delta_of(tmp_path, new, old).cosine == pytest.approx(angle, rel=1e-4)
 
 
 def test_broken_numbers_of_16_bits_are_left_out_of_distances(tmp_path: Path) -> None:
@@ -206,7 +216,7 @@ def test_broken_numbers_of_16_bits_are_left_out_of_distances(tmp_path: Path) -> 
     told = delta_of(tmp_path, new, old)
     a, b = new[4:].double(), old[4:].double()
     assert told.changed == int((a != b).sum()) + 3
-    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4)
+    assert told.dot == pytest.approx((a * b).sum().item(), rel=1e-4, abs=0)
     assert (told.norm, told.distance) == pytest.approx((a.norm().item(), (a - b).norm().item()), rel=1e-4)
 
 

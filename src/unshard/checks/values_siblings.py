@@ -41,8 +41,7 @@ def find_copies(evidence: Evidence) -> Iterator[Finding]:
     for name, tensor in evidence.tensors.items():
         measured = evidence.measured.get(name)
         if measured is not None and is_weight(tensor) and _can_be_copied(name, measured):
-            # The digest alone is too short for tens of thousands of experts of one shape.
-            key = (measured.statistics, tensor.shape, tensor.dtype)
+            key = (measured.statistics.digest, tensor.shape, tensor.dtype)
             groups.setdefault(key, []).append(name)
     tied = {frozenset(pair) for pair in shared_pairs(evidence.tensors)}
     copies = [names for group in groups.values() if len(names := _untied(group, tied)) > 1]

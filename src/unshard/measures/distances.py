@@ -106,7 +106,12 @@ def _sums_of(ours: np.ndarray, theirs: np.ndarray, changed: int, scratch: np.nda
         squares = dot(ours, ours), dot(theirs, theirs)
     apart = np.subtract(ours, theirs, out=scratch[: ours.size])
     largest = max(float(apart.max(initial=0.0)), -float(apart.min(initial=0.0)))
-    return Sums(changed, changed, dot(ours, theirs), *squares, dot(apart, apart), largest)
+    distance = dot(apart, apart)
+    # By the law of cosines what is lost in rounding moves norms and product alike, so that the cosine of
+    # two that are close is as far from one as it should be. Of others it would lose digits.
+    is_close = distance <= min(squares)
+    product = (sum(squares) - distance) / 2 if is_close else dot(ours, theirs)
+    return Sums(changed, changed, product, *squares, distance, largest)
 
 
 def count_changed(ours: np.ndarray, theirs: np.ndarray, ours64: np.ndarray, theirs64: np.ndarray) -> int:
