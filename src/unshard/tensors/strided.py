@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A strided read fetches the stretch that spans a box, at most this much at a time.
 _SPAN_BYTES = 1 << 20
+# To fetch so much more than is wanted is faster than to fetch once more.
+_CLOSE_BYTES = 1 << 15
 # Shorter runs cost more to copy one by one than to gather through a buffer.
 SHORTEST_RUN_BYTES = 64 << 10
 
@@ -130,6 +132,9 @@ def _gather_box(box: Box, strides: Sequence[int], out: np.ndarray, fetch: Fetch)
     looped = 0
     while looped < len(order) and span(order[looped:]) > _SPAN_BYTES:
         looped += 1
+    if looped and strides[order[looped - 1]] * size <= _CLOSE_BYTES:
+        _gather_close(box, strides, out, fetch, order[looped - 1], span(order[looped:]))
+        return
     inner = order[looped:]
     scratch = bytearray(span(inner))
     steps = tuple(strides[d] * size for d in inner)
@@ -140,3 +145,17 @@ def _gather_box(box: Box, strides: Sequence[int], out: np.ndarray, fetch: Fetch)
         element = first + sum(i * strides[d] for i, d in zip(index, order, strict=False))
         fetch(element, memoryview(scratch))
         target[index] = view
+
+
+def _gather_close(
+    box: Box, strides: Sequence[int], out: np.ndarray, fetch: Fetch, dim: int, inner_bytes: int
+) -> None:
+    """Fill `out` with a box, fetching as many neighbours along `dim` at once as a stretch holds."""
+    step = max(1, (_SPAN_BYTES - inner_bytes) // (strides[dim] * out.itemsize))
+    before = (slice(None),) * dim
+    for begin in range(0, out.shape[dim], step):
+        end = min(out.shape[dim], begin + step)
+        start, stop = list(box.start), list(box.stop)
+        start[dim], stop[dim] = box.start[dim] + begin, box.start[dim] + end
+        part = Box(tuple(start), tuple(stop))
+        _gather_box(part, strides, out[(*before, slice(begin, end))], fetch)
