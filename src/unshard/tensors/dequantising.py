@@ -169,14 +169,19 @@ class DequantisedSource:
         first = box.start[0] * self.width + box.start[1]
         raw = bytearray(box.volume * self.values.dtype.itemsize)
         self.values.read(first, first + box.volume, memoryview(raw))
-        numbers = np.frombuffer(raw, self.values.dtype.numpy)
-        return numbers.astype(np.float32) if self.code is None else self._table[numbers]
+        if self._table is not None:
+            return np.asarray(self._table[np.frombuffer(raw, np.uint8)])
+        return np.frombuffer(raw, self.values.dtype.numpy).astype(np.float32)
 
     @cached_property
-    def _table(self) -> np.ndarray:
-        """What every number of the code stands for."""
+    def _table(self) -> np.ndarray | None:
+        """What every byte stands for, in float32; None where numbers are not bytes."""
         import numpy as np
 
+        if self.code is None:
+            bytes_ = np.arange(256, dtype=np.uint8)
+            is_byte = self.values.dtype.itemsize == 1
+            return bytes_.view(self.values.dtype.numpy).astype(np.float32) if is_byte else None
         given = self.code.numpy() if isinstance(self.code, DescribedTensor) else self.code
         return np.asarray(given, np.float32).reshape(-1)
 

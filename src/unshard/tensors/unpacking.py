@@ -91,11 +91,13 @@ class UnpackedSource:
         """Return what words hold, along an axis that they have for it."""
         import numpy as np
 
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        shifts = np.array(self.shifts, words.dtype).reshape(shape)
-        mask = words.dtype.type((1 << self.bits) - 1)
-        return np.asarray((words >> shifts) & mask).astype(np.uint8)
+        shape = list(words.shape)
+        shape[axis] = len(self.shifts)
+        apart, mask = np.empty(shape, np.uint8), words.dtype.type((1 << self.bits) - 1)
+        for number, shift in enumerate(self.shifts):  # one by one: faster than along a short dimension
+            place = (slice(None),) * axis + (slice(number, number + 1),)
+            np.copyto(apart[place], (words >> words.dtype.type(shift)) & mask, casting="unsafe")
+        return apart
 
     def _words(self, start: int, stop: int) -> np.ndarray:
         import numpy as np
