@@ -69,7 +69,7 @@ $(VENV)/.for-test: $(VENV)/.for-demo
 	@touch $@
 
 # The report is tested in a browser. Where there is none and none can be installed, these tests say that
-# they are skipped; with CI=true they fail.
+# they are skipped.
 $(VENV)/.for-browser: $(VENV)/.pip
 	@if .ci/browser; then touch $@; fi
 
