@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from specimens import published, state_of, tiny_model
-from unshard import convert
+from unshard import convert, inspect
 from unshard.errors import UnsupportedLayoutError
 
 SETTINGS = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
@@ -92,3 +92,13 @@ def test_nothing_is_kept_quantised_beside_a_plain_base(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedLayoutError, match=r"base's config\.json has no quantization_config"):
         convert(tmp_path / "model.pt", tmp_path / "out", base=base, dtype="keep")
     assert not (tmp_path / "out").exists()
+
+
+def test_inspect_says_how_weights_are_quantised_and_what_they_take_without_it(tmp_path: Path) -> None:
+    base = published(tiny_model("llama"), tmp_path / "base")
+    packed, plain = quantised(state_of(tiny_model("llama")))
+    torch.save(packed, tmp_path / "model.pt")
+    told = inspect(tmp_path / "model.pt", base=base)
+    assert told.quantised == ("FP8 with scales (as float8_e4m3fn), 14 of 16 matrices",)
+    size = sum(tensor.nbytes for tensor in plain.values())
+    assert size < told.output_bytes < size + 8192

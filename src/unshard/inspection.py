@@ -9,11 +9,16 @@ from pathlib import Path
 from unshard.base import Base, find_base
 from unshard.checkpoint import Checkpoint, Extra, Layout, Step, TrainingParameters
 from unshard.checks.inference_files import missing_files
+from unshard.errors import UnshardError
 from unshard.findings import Finding
 from unshard.match import with_shapes_to_show
 from unshard.match.adapters import check_adapter
 from unshard.match.dtype_policy import check_training_precision, configured_dtype
 from unshard.match.experts import regroup_to
+from unshard.match.needs import needs_of
+from unshard.match.quantised import undo_quantisation
+from unshard.match.quantised_groups import in_words
+from unshard.match.restored import Choices, Restored
 from unshard.plan import OutputFile
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.recipes.families import Sizes, family_of, sizes_of
@@ -22,7 +27,7 @@ from unshard.recipes.schemes import detect_scheme
 from unshard.recipes.ties import shared_pairs
 from unshard.recipes.wrappers import WRAPPERS, without_segments, wrappers_in
 from unshard.sizes import parse_size
-from unshard.tensors import CastTensor, Tensor, element_count
+from unshard.tensors import CastTensor, DescribedTensor, Tensor, element_count
 from unshard.writers.safetensors_folder import plan_safetensors
 
 # What of the training parameters bears on precision and layout.
@@ -113,6 +118,7 @@ class Inspection:
         parameters: Elements of all tensors.
         nbytes: Bytes of all tensors.
         dtypes: The tensors by dtype, largest group first.
+        quantised: How weights are quantised, one line for every way; empty where none is.
         model: What the names and shapes tell of family and size.
         container: The path inside the file that holds the model; empty where it lies at the top.
         wrappers: Wrapper segments in the names, and in how many of them each stands.
@@ -137,6 +143,7 @@ class Inspection:
     parameters: int
     nbytes: int
     dtypes: Mapping[str, DTypeGroup]
+    quantised: tuple[str, ...]
     model: ModelGuess
     container: tuple[str, ...]
     wrappers: Mapping[str, int]
@@ -185,6 +192,7 @@ def inspect(
         parameters=sum(map(element_count, checkpoint.tensors.values())),
         nbytes=checkpoint.nbytes,
         dtypes=_by_dtype(checkpoint.tensors.values()),
+        quantised=tuple(in_words(checkpoint.tensors)),
         model=_guess_model(checkpoint),
         container=checkpoint.container,
         wrappers=wrappers_in(checkpoint.tensors),
@@ -242,12 +250,23 @@ def _ties(checkpoint: Checkpoint) -> tuple[Tie, ...]:
     )
 
 
+def _plain_tensors(checkpoint: Checkpoint, base: Base | None) -> Mapping[str, DescribedTensor]:
+    """Return the tensors as a conversion has them, dequantised where it would, and can."""
+    try:
+        stage = Restored(checkpoint.tensors, {name: (name,) for name in checkpoint.tensors})
+        return undo_quantisation(stage, checkpoint, base, Choices()).tensors
+    except UnshardError:
+        return checkpoint.tensors
+
+
 def _predict_files(checkpoint: Checkpoint, base: Base | None) -> tuple[OutputFile, ...]:
     """Return the files of tensors a conversion would write, as far as names and dtypes tell."""
-    wanted = (base.expected or {}) if base else {}
+    plain_tensors = _plain_tensors(checkpoint, base)
+    needs = None if base is None else needs_of(base, plain_tensors)
+    wanted = {} if needs is None else needs.expected
     default = configured_dtype(base)
     tensors: dict[str, Tensor] = {}
-    found = {plain: checkpoint.tensors[name] for plain, name in _plain_names(checkpoint).items()}
+    found = {without_segments(name, WRAPPERS): tensor for name, tensor in plain_tensors.items()}
     for plain, described in (regroup_to(found, wanted, base.config) if base else found).items():
         tensor: Tensor = described
         expected = wanted.get(plain)

@@ -16,7 +16,7 @@ from specimens import bytes_of
 from unshard.dtypes import DTYPES
 from unshard.errors import MatchError, UnsupportedLayoutError
 from unshard.match.quantised import dequantised_weights
-from unshard.recipes.quantised import FP4, NF4
+from unshard.recipes.quantised import E2M1, FP4, NF4
 from unshard.tensors import CastTensor, Tensor, element_count
 
 State = dict[str, torch.Tensor]
@@ -221,6 +221,19 @@ def test_packed_weights_of_compressed_tensors_are_their_formula(symmetric: bool,
     middle = torch.full((40, 96), 8) if symmetric else zeros.repeat_interleave(32, 1)
     truth = (digits - middle).bfloat16() * scales.repeat_interleave(32, 1)
     assert same(values_of(dequantised(state, tmp_path)[NAME], torch.bfloat16), truth)
+
+
+def test_nvfp4_of_modelopt_is_its_formula(tmp_path: Path) -> None:
+    digits = torch.randint(0, 16, (24, 64), generator=number(10))
+    scales, second = torch.rand(24, 4).to(torch.float8_e4m3fn), torch.tensor(0.37)
+    state = {
+        NAME: (digits[:, 0::2] + 16 * digits[:, 1::2]).to(torch.uint8),
+        f"{NAME}_scale": scales,
+        f"{NAME}_scale_2": second,
+        "m.up_proj.input_scale": torch.tensor(0.1),
+    }
+    truth = torch.tensor(E2M1)[digits] * (scales.float() * second).repeat_interleave(16, 1)
+    assert same(values_of(dequantised(state, tmp_path)[NAME], torch.float32), truth)
 
 
 def test_eight_bits_of_torchao_lose_their_zero_points_first(tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ def test_adapters_are_known_by_name() -> None:
     assert adapter_kind("model.layers.0.mlp.up_proj.weight") is None
 
 
+def test_buffers_of_training_in_float8_are_no_part_of_a_model() -> None:
+    assert is_training_only("layers.0.wq.fp8_amax_history_weight")
+    assert is_training_only("layers.0.wq.fp8_scale_grad_output")
+    assert not is_training_only("layers.0.fp8_scale.weight")
+
+
 def test_quantised_weights_are_known_by_name() -> None:
     assert quantisation_kind("up_proj.weight.absmax") == "bitsandbytes 4-bit"
     assert quantisation_kind("up_proj.weight.quant_state.bitsandbytes__nf4") == "bitsandbytes 4-bit"

@@ -83,6 +83,7 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         ("written by" if layout.writer else "told by", [*filter(None, [layout.writer]), *layout.evidence]),
         ("model", [_model(result)]),
         ("tensors", [total, *groups]),
+        ("quantised", list(result.quantised)),
         ("inside", [f"container `{'.'.join(result.container)}`"] if result.container else []),
         ("names", [f"of {result.model.scheme}, translated with a base"] if result.model.scheme else []),
         ("wrappers", [f"{segment} in {counted(n, 'name')}" for segment, n in result.wrappers.items()]),

@@ -121,6 +121,28 @@ def _described(group: Group, values: DescribedTensor) -> str:
     return f"{text} ({packed_meaning(values)})" if is_packed(values) else text
 
 
+def in_words(tensors: Tensors) -> list[str]:
+    """Return how weights are quantised, each way in words: "bitsandbytes 4-bit (nf4), 14 of 21 matrices"."""
+    ways: dict[str, int] = {}
+    groups = [group for group in find_groups(tensors).values() if group.values is not None]
+    for group in groups:
+        way = _way(group, tensors)
+        ways[way] = ways.get(way, 0) + 1
+    taken = {name for group in groups for name in (group.values, *group.parts.values())}
+    plain = sum(len(tensor.shape) > 1 for name, tensor in tensors.items() if name not in taken)
+    return [f"{way}, {count:,} of {len(groups) + plain:,} matrices" for way, count in ways.items()]
+
+
+def _way(group: Group, tensors: Tensors) -> str:
+    """Return how a weight is quantised, as far as names and dtypes tell."""
+    said = [name.rpartition("__")[2] for role, name in group.parts.items() if role == "quant_state"]
+    if "nested_absmax" in group.parts:
+        said.append("double quantised")
+    if group.kind not in (BNB4, BNB8) and group.values is not None:
+        said.append(f"as {tensors[group.values].dtype}")
+    return f"{group.kind} ({', '.join(said)})" if said else group.kind
+
+
 def packed_meaning(values: DescribedTensor) -> str:
     """Return what a column of bytes stands for, in words."""
     count = 2 * values.shape[0]
