@@ -135,7 +135,7 @@ def _matched(scene: Scene, checkpoint: Checkpoint) -> Scene:
     draft, refusals = None, list[Finding]()
     try:
         outline = outline_of(checkpoint, known, Choices(dtype="keep"))
-        require_plain(outline, policy="keep")
+        require_plain(outline)
         draft = new_draft(outline, answer_questions(questions_for(outline)))
         check_fit(draft, policy="keep", tokens=scene.folder.tokens)
         if draft.mismatches:
