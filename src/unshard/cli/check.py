@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--deep",
     is_flag=True,
     help="Read every tensor, and the base's beside it: broken numbers, exchanged, shuffled or unchanged "
-    "tensors. Also asks transformers, if it is installed, what the model needs.",
+    "tensors. Without a base, transformers is asked what the model needs, if it is installed.",
 )
 @click.option(
     "--fail-on",

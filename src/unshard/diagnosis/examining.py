@@ -62,6 +62,7 @@ def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> 
         else find_base(checkpoint, reference=reference, download=False, model_class=deep)
     )
     outline, more = _outline(checkpoint, base)
+    base_tensors = {} if base is None else describe_base_weights(base)
     evidence = Evidence(
         path=folder.path,
         folder=folder,
@@ -70,9 +71,9 @@ def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> 
         tensors=folder.tensors if outline is None or base is None else _by_model_name(outline),
         config=folder.json("config.json"),
         base=base,
-        base_tensors={} if base is None else describe_base_weights(base),
+        base_tensors=base_tensors,
         is_deep=deep,
-        read_model_class=deep,
+        read_model_class=deep and not base_tensors,  # the base's own headers tell as much, at once
     )
     return Examined(evidence, None if base is None else base.reference, (*told, *more))
 
@@ -108,7 +109,6 @@ def examine_run(checkpoint: Checkpoint | None, reference: str | None, *, asked: 
         base=base,
         base_tensors={} if base is None else _own_weights(base, checkpoint),
         is_deep=deep,
-        read_model_class=deep,
     )
     return Examined(evidence, None if base is None else base.reference, (*told, *lacking, *more))
 
