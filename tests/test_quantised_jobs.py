@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -102,3 +103,25 @@ def test_inspect_says_how_weights_are_quantised_and_what_they_take_without_it(tm
     assert told.quantised == ("FP8 with scales (as float8_e4m3fn), 14 of 16 matrices",)
     size = sum(tensor.nbytes for tensor in plain.values())
     assert size < told.output_bytes < size + 8192
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_merged_into_the_dequantised_base_that_it_was_trained_on(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    packed, plain = quantised(state_of(model))
+    base = with_settings(published(model, tmp_path / "plain"), tmp_path / "base")
+    save_file(packed, base / "model.safetensors")
+    model.load_state_dict(plain)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["up_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    convert(tmp_path / "adapter", tmp_path / "out", base=base)
+    truth = adapted.merge_and_unload().state_dict()
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == truth.keys()
+    # Four products, a scale and a sum are rounded, in whatever order: six halves of a unit of the largest.
+    for name, merged in truth.items():
+        assert (written[name] - merged).abs().max() <= 6 * 2**-24 * max(1.0, merged.abs().max().item()) * 4
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

@@ -149,6 +149,13 @@ def test_blocks_of_float8_that_do_not_fill_the_matrix_end_with_it(tmp_path: Path
     assert same(values_of(ours[NAME], torch.float32), values.float() * each)
 
 
+def test_blocks_of_one_expert_end_before_the_next(tmp_path: Path) -> None:
+    values, scale = torch.randn(3, 192, 128).to(torch.float8_e4m3fn), torch.rand(3, 2, 1)
+    each = scale.repeat_interleave(128, 1)[:, :192]
+    ours = dequantised({"m.up_proj": values, "m.up_proj_scale_inv": scale}, tmp_path)
+    assert same(values_of(ours["m.up_proj"], torch.float32), values.float() * each)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (40,), (40, 1)])
 def test_scales_of_a_tensor_and_of_rows_hold_for_all_of_it(shape: tuple[int, ...], tmp_path: Path) -> None:
     values, scale = torch.randn(40, 24).to(torch.float8_e4m3fn), torch.rand(shape)
