@@ -13,6 +13,7 @@ from unshard.checks.evidence import Evidence
 from unshard.checks.serving import CHECKS
 from unshard.findings import Finding
 from unshard.model_folder import read_model_folder
+from unshard.recipes.architectures import whole_architecture
 
 Folder = Callable[[str], Path]
 GENERATION = "generation_config.json"
@@ -58,6 +59,11 @@ def test_a_configuration_that_does_not_say_what_model_it_is_is_told(
         ("lamaForCausalLM", "llama"),
         ("FSDPLlamaForCausalLM", "llama"),
         ("eepseekV3ForCausalLM", "deepseek_v3"),
+        ("LlamaForCausaLM", "llama"),
+        ("LLamaForCausalLM", "llama"),
+        ("PeftModelForCausalLM", "llama"),
+        ("LlamaModel", "llama"),
+        ("LlamaForCausalLM", "mistral"),
         ("MistralForCausalLM", "llama"),
         ("Qwen2ForCausalLM", "qwen3"),
     ],
@@ -86,6 +92,28 @@ def test_a_class_that_is_misspelt_or_of_another_family_is_told(name: str, kind: 
 )
 def test_a_class_that_fits_its_type_or_is_unknown_is_not_told(name: str, kind: str, folder: Path) -> None:
     assert "U507" not in codes(found(reconfigured(folder, architectures=[name], model_type=kind)))
+
+
+def test_the_remedy_promises_a_repair_only_where_the_name_is_known(folder: Path) -> None:
+    told = next(i for i in found(reconfigured(folder, architectures=["lamaForCausalLM"])) if i.code == "U507")
+    assert (told.expected, "unshard mend" in str(told.remedy)) == ("`LlamaForCausalLM`", True)
+    told = next(i for i in found(reconfigured(folder, architectures=["MistralModel"])) if i.code == "U507")
+    assert "mend" not in str(told.remedy)
+
+
+def test_no_class_of_transformers_is_taken_for_a_misspelt_one() -> None:
+    from transformers.models.auto import modeling_auto
+
+    tables = [v for k, v in vars(modeling_auto).items() if k.startswith("MODEL") and k.endswith("_NAMES")]
+    pairs = [
+        (name, kind)
+        for table in tables
+        for kind, value in table.items()
+        for name in (value if isinstance(value, tuple | list) else [value])
+        if name is not None
+    ]
+    assert len(pairs) > 1000
+    assert [pair for pair in pairs if whole_architecture(*pair) is not None] == []
 
 
 def test_code_that_is_not_in_the_folder_is_told(folder: Path) -> None:

@@ -208,6 +208,9 @@ def test_names_that_are_skipped_stay(llama: Path, tmp_path: Path) -> None:
         ("hiForCausalLM", "phi", "PhiForCausalLM"),
         ("alconForCausalLM", "falcon", "FalconForCausalLM"),
         ("FSDPQwen2ForCausalLM", "qwen2", "Qwen2ForCausalLM"),
+        ("lamaForCausalLM", "llama", "LlamaForCausalLM"),
+        ("LlamaForCasualLM", "llama", "LlamaForCausalLM"),
+        ("PeftModelForCausalLM", "llama", "LlamaForCausalLM"),
     ],
 )
 def test_a_class_whose_first_letters_were_cut_gets_them_back(
@@ -221,7 +224,7 @@ def test_a_class_whose_first_letters_were_cut_gets_them_back(
 
 def test_a_class_that_nothing_explains_is_left(llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "broken")
-    set_config(folder, architectures=["lamaForCausalLM"])
+    set_config(folder, architectures=["LlamaOfMineForCausalLM"])
     assert not mend(folder, only=["architectures"]).plan.repairs
 
 

@@ -8,7 +8,7 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from unshard.base.configuration import Config, lookup, parse_config, places_of, text_levels
 from unshard.checks.evidence import Check, Evidence
@@ -17,9 +17,12 @@ from unshard.errors import BaseModelError, printable
 from unshard.findings import Finding, finding
 from unshard.match.dtype_policy import main_dtype
 from unshard.match.vocabulary import vocabulary_size
+from unshard.recipes.architectures import family_letters, whole_architecture
 from unshard.recipes.ties import TIED_BY_DEFAULT, UNTIED_BY_DEFAULT, has_row_per_token
 
 _COPY = "Replace config.json by that of the base: remove it, then unshard mend FOLDER --in-place --base BASE"
+_TWO_NAMES = "Make model_type and architectures those of one model in config.json, as its base has them"
+_NO_CLASS = "no class of transformers has this name"
 _CLASS = re.compile(
     r"(.+?)(For[A-Z]\w*|LMHeadModel|LMHead\w*|DoubleHeadsModel|TextModel|Model|PreTrainedModel)"
 )
@@ -85,38 +88,41 @@ def _check_class(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     if isinstance(names[0], str) and isinstance(kind, str) and "auto_map" not in config:
-        yield from _misspelt(names[0], kind)
+        yield from _misspelt(names[0], kind, evidence.tensors)
 
 
-def _misspelt(name: str, kind: str) -> Iterator[Finding]:
+def _misspelt(name: str, kind: str, tensors: Collection[str]) -> Iterator[Finding]:
     """Yield that a class has a name that differs a little from that of its model type."""
     match = _CLASS.fullmatch(name)
-    stem, family = _letters(match[1] if match else name), _letters(kind)
+    stem, family = family_letters(match[1] if match else name), family_letters(kind)
+    if (whole := whole_architecture(name, kind, tensors)) is not None:
+        headless = name.endswith("Model") and name.removesuffix("Model") == whole[: len(name) - 5]
+        what = "a class without an output head, and there is one" if headless else _NO_CLASS
+        yield _wrong_class(name, kind, what, whole)
+        return
     if stem == family or stem in _KNOWN:
         alike = family.startswith(stem) or stem.startswith(family)
         if family in _KNOWN and not alike:
             yield _wrong_class(name, kind, "the class of another family")
         return
     near = next((known for known in (family, *sorted(_KNOWN)) if _are_near(stem, known)), None)
-    if stem.startswith("fsdp") or near is not None:
-        yield _wrong_class(name, kind, "no class of transformers has this name")
+    if near is not None:
+        yield _wrong_class(name, kind, _NO_CLASS)
 
 
-def _wrong_class(name: str, kind: str, what: str) -> Finding:
+def _wrong_class(name: str, kind: str, what: str, whole: str | None = None) -> Finding:
+    """Return the finding; its remedy promises a repair only where the name is known that it must have."""
+    mended = f"Write {whole} into config.json: unshard mend FOLDER --in-place"
     return finding(
         "U507",
         subject="architectures",
         saw=f"{quoted(name)} beside the model_type {quoted(kind)}: {what}",
-        expected=f"a class of {quoted(kind)}",
-        remedy="Correct the name in config.json: unshard mend FOLDER --in-place",
+        expected=f"a class of {quoted(kind)}" if whole is None else quoted(whole),
+        remedy=_TWO_NAMES if whole is None else mended,
     )
 
 
-def _letters(text: str) -> str:
-    return re.sub(r"[-_.]", "", text).lower()
-
-
-_KNOWN = frozenset(map(_letters, TIED_BY_DEFAULT | UNTIED_BY_DEFAULT))
+_KNOWN = frozenset(map(family_letters, TIED_BY_DEFAULT | UNTIED_BY_DEFAULT))
 
 
 def _are_near(name: str, known: str) -> bool:

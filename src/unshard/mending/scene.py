@@ -153,8 +153,11 @@ def _judged(config: Config, base: Base | None, tensors: Mapping[str, DescribedTe
     judged = dict(config)
     names = config.get("architectures")
     if isinstance(names, list):
-        told = [str(name) for name in names]
-        judged["architectures"] = [whole_architecture(n, config.get("model_type")) or n for n in told]
+        kind, is_own = config.get("model_type"), "auto_map" in config
+        told = [(str(name), whole_architecture(str(name), kind, tensors)) for name in names]
+        judged["architectures"] = [
+            name if whole is None or (is_own and not name.endswith(whole)) else whole for name, whole in told
+        ]
     elif base is not None and base.config.get("architectures"):
         judged["architectures"] = base.config["architectures"]
     if base is not None and tie_flag(base.config) is True and not any(map(is_output_head, tensors)):
