@@ -301,6 +301,23 @@ def test_what_the_user_names_wins_over_the_training_parameters(
     )
 
 
+def test_a_base_of_another_family_than_the_one_that_training_names_is_a_warning(
+    run: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    trained = folder_with(tmp_path / "trained", config__json='{"model_type": "llama"}')
+    other = folder_with(tmp_path / "other", config__json='{"model_type": "mistral"}')
+    checkpoint = run(hints=(BaseHint(str(trained), HINT),))
+    told = one(found(checkpoint, other)[1], "U629")
+    assert (told.severity, told.subject) == ("warning", str(trained))
+    assert told.saw == f"named by {HINT}, model_type llama"
+    assert told.expected == f"model_type mistral, that of {other}, which --base names"
+    assert told.remedy == f"Name the model that training started from: --base {trained}"
+    again = folder_with(tmp_path / "again", config__json='{"model_type": "llama"}')
+    part = {"config__json": '{"model_type": "llava", "text_config": {"model_type": "llama"}}'}
+    for place in (again, folder_with(tmp_path / "part", **part)):
+        assert "U629" not in codes(found(checkpoint, place)[1])
+
+
 def test_a_hint_that_names_the_same_folder_is_nothing_to_tell(
     run: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:

@@ -232,7 +232,9 @@ def test_the_default_one_of_several_adapters_is_taken(tmp_path: Path) -> None:
     model = matched_in(made.full, made.base)
     assert furthest(model.tensors, made.merged) < _FLOAT32
     (told,) = [f for f in model.findings if f.code == "U262"]
-    assert told.saw == "4 tensors of other adapters lie beside it"
+    assert told.saw == "was taken; 4 tensors beside it are of `other1`"
+    assert told.remedy is not None
+    assert "selected_adapters=['other1']" in told.remedy
     dropped = [d for d in model.decisions if d.target is None]
     assert len(dropped) == 4
     assert {d.reason for d in dropped} == {"of another adapter than `default`"}

@@ -7,11 +7,12 @@ that leads nowhere is told, and is an error only where the user gave it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unshard.base.configuration import all_levels, parse_config, read_config
+from unshard.base.configuration import all_levels, parse_config, read_config, text_levels
 from unshard.base.description import Base
 from unshard.base.expectation import Expectation, expected_from_weights
 from unshard.base.locating import folder_named, locate_base, locate_tokenizer, shortened
@@ -50,7 +51,7 @@ def find_base(
     if reference is not None:
         folder = locate_base(reference, download=download)
         base: Base | None = _read_base(folder, reference, "--base")
-        findings += _unused_hints(checkpoint, folder, reference)
+        findings += _unused_hints(checkpoint, folder, reference, base.config)
     else:
         base, findings = _look_around(checkpoint, download=download)
     if base is None:
@@ -149,18 +150,45 @@ def _leads_nowhere(hint: BaseHint, error: BaseModelError) -> Finding:
     )
 
 
-def _unused_hints(checkpoint: Checkpoint, folder: Path, reference: str) -> list[Finding]:
+def _unused_hints(
+    checkpoint: Checkpoint, folder: Path, reference: str, config: Mapping[str, object]
+) -> list[Finding]:
     """Tell of every model the checkpoint names that is not the one the user named."""
-    return [
-        finding(
-            "U604",
-            subject=shortened(hint.reference),
-            saw=f"named by {hint.origin}",
-            expected=f"{reference}, which --base names",
-        )
+    unused = [
+        hint
         for hint in checkpoint.base_hints
         if hint.reference != reference and not _is_folder(hint.reference, folder)
     ]
+    types = _model_types(config) if unused else set()
+    return [_unused(hint, reference, types) for hint in unused]
+
+
+def _unused(hint: BaseHint, reference: str, types: set[str]) -> Finding:
+    """Return that a model was not used; a warning where it can be looked at and is of another family."""
+    try:
+        other = _model_types(read_config(locate_base(hint.reference, download=False) / CONFIG)[1])
+    except (BaseModelError, ValueError):  # a name with a null byte is no path at all
+        other = set()
+    subject, named = shortened(hint.reference), f"named by {hint.origin}"
+    if not types or not other or types & other:
+        return finding("U604", subject=subject, saw=named, expected=f"{reference}, which --base names")
+    return finding(
+        "U629",
+        subject=subject,
+        saw=f"{named}, model_type {_in_words(other)}",
+        expected=f"model_type {_in_words(types)}, that of {reference}, which --base names",
+        remedy=f"Name the model that training started from: --base {shlex.quote(subject)}",
+    )
+
+
+def _model_types(config: Mapping[str, object]) -> set[str]:
+    """Return the types of a model and of the language model in it."""
+    types = (level.get("model_type") for _, level in text_levels(config))
+    return {each for each in types if isinstance(each, str)}
+
+
+def _in_words(types: set[str]) -> str:
+    return " or ".join(shortened(each) for each in sorted(types))
 
 
 def _is_folder(reference: str, folder: Path) -> bool:

@@ -10,6 +10,7 @@ import click
 from unshard.cli.options import (
     base_option,
     json_option,
+    lora_alpha_option,
     paths_argument,
     quiet_option,
     report_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @paths_argument
 @base_option
 @which_checkpoint
+@lora_alpha_option
 @click.option(
     "--deep",
     is_flag=True,
@@ -63,6 +65,7 @@ def check(
     base: str | None,
     step: int | None,
     select: str | None,
+    lora_alpha: float | None,
     deep: bool,
     fail_on: Literal["error", "warning", "never"],
     report: Path | None,
@@ -85,7 +88,14 @@ def check(
     require_report_place(report)
     with progress_bar(shown=not (quiet or as_json)) as progress:
         result = check_path(
-            paths, base=base, step=step, select=select, deep=deep, workers=workers, progress=progress
+            paths,
+            base=base,
+            step=step,
+            select=select,
+            lora_alpha=lora_alpha,
+            deep=deep,
+            workers=workers,
+            progress=progress,
         )
     write_report_file(report, lambda: _report(result))
     if as_json:
@@ -160,7 +170,8 @@ def _next(result: Diagnosis, paths: tuple[Path, ...], base: str | None, step: in
     """Return the commands that come next."""
     if result.kind == "model":
         words: list[object] = ["unshard", "mend", *paths]
-        broken = result.count(Severity.ERROR) + result.count(Severity.WARNING)
+        problems = (item for item in result.findings if item.severity is not Severity.INFO)
+        broken = any("unshard mend" in (item.remedy or "") for item in problems)
         return [command(*words, *(["--base", base] if base else []))] if broken else []
     if result.taken is None:
         return []

@@ -15,6 +15,7 @@ from unshard.diagnosis.running import JudgedSteps, judge_steps
 from unshard.engines.workers import default_workers
 from unshard.errors import UnknownLayoutError
 from unshard.findings import Finding
+from unshard.match import Choices
 from unshard.model_folder import ModelFolder, read_model_folder
 from unshard.model_folder.weight_files import choose_weights
 from unshard.progress import Progress, Silence
@@ -35,6 +36,7 @@ def check(
     base: str | Path | None = None,
     step: int | None = None,
     select: str | None = None,
+    lora_alpha: float | None = None,
     deep: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -51,6 +53,7 @@ def check(
             model folder is then compared with itself alone.
         step: Which of several steps to check; the newest without it. The others get a verdict.
         select: The container or prefix of the model, where a file holds several.
+        lora_alpha: The numerator of an adapter's scale, where no file tells it.
         deep: Whether to read the bytes of tensors: once, and those of the base beside them. Otherwise only
             headers and small files are read.
         workers: Threads; by default one per core, at most four.
@@ -64,6 +67,7 @@ def check(
         BaseModelError: The base that was named is missing or unreadable.
     """
     paths, reference = as_paths(path), None if base is None else str(base)
+    choices = Choices(lora_alpha=lora_alpha)
     folder = _model_folder(paths) if step is None and select is None else None
     if folder is None:
         try:
@@ -73,10 +77,10 @@ def check(
             if folder is None:
                 raise
     if folder is None:
-        examined = examine_run(judged.taken, reference, asked=judged.path, deep=deep)
+        examined = examine_run(judged.taken, reference, asked=judged.path, deep=deep, choices=choices)
     else:
         judged = JudgedSteps(folder.path, _in_words(folder), (), None, ())
-        examined = examine_model(folder, reference, deep=deep)
+        examined = examine_model(folder, reference, deep=deep, choices=choices)
     read = measured(examined.evidence, workers=workers or default_workers(), progress=progress or Silence())
     evidence = read.evidence
     return Diagnosis(

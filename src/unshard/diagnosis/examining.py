@@ -16,6 +16,7 @@ from unshard.findings import Finding, finding
 from unshard.match import (
     Answer,
     Answers,
+    Choices,
     Outline,
     answer_questions,
     match_model,
@@ -47,7 +48,9 @@ class Examined:
     findings: tuple[Finding, ...]
 
 
-def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> Examined:
+def examine_model(
+    folder: ModelFolder, reference: str | None, *, deep: bool, choices: Choices | None = None
+) -> Examined:
     """Return what checks look at of a model folder, held against a base where one was named.
 
     Raises:
@@ -61,7 +64,7 @@ def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> 
         if reference is None
         else find_base(checkpoint, reference=reference, download=False, model_class=deep)
     )
-    outline, more = _outline(checkpoint, base)
+    outline, more = _outline(checkpoint, base, choices)
     base_tensors = {} if base is None else describe_base_weights(base)
     evidence = Evidence(
         path=folder.path,
@@ -78,7 +81,14 @@ def examine_model(folder: ModelFolder, reference: str | None, *, deep: bool) -> 
     return Examined(evidence, None if base is None else base.reference, (*told, *more))
 
 
-def examine_run(checkpoint: Checkpoint | None, reference: str | None, *, asked: Path, deep: bool) -> Examined:
+def examine_run(
+    checkpoint: Checkpoint | None,
+    reference: str | None,
+    *,
+    asked: Path,
+    deep: bool,
+    choices: Choices | None = None,
+) -> Examined:
     """Return what checks look at of a step of a run, named and cast as a conversion would have it.
 
     Args:
@@ -86,6 +96,7 @@ def examine_run(checkpoint: Checkpoint | None, reference: str | None, *, asked: 
         reference: The base that was named, or None to look for it.
         asked: The path of the step that was asked for.
         deep: Whether tensors may be read to answer what only they tell.
+        choices: What a person decides of the conversion.
 
     Raises:
         BaseModelError: The base that was named is missing or unreadable.
@@ -95,7 +106,7 @@ def examine_run(checkpoint: Checkpoint | None, reference: str | None, *, asked: 
     base, told = find_base(checkpoint, reference=reference, download=False, model_class=deep)
     names = {"config.json", *base.side_files, *base.embedded} if base else set(checkpoint.side_files)
     lacking = check_inference_files(names, has_base=base is not None)
-    outline, more = _outline(checkpoint, base)
+    outline, more = _outline(checkpoint, base, choices)
     tensors: Mapping[str, Tensor] = checkpoint.tensors
     if outline is not None:
         tensors, fit = _as_converted(outline, deep=deep)
@@ -155,10 +166,12 @@ def _verify_checksums(evidence: Evidence, *, workers: int, progress: Progress) -
     return proof.checked_bytes
 
 
-def _outline(checkpoint: Checkpoint, base: Base | None) -> tuple[Outline | None, tuple[Finding, ...]]:
+def _outline(
+    checkpoint: Checkpoint, base: Base | None, choices: Choices | None
+) -> tuple[Outline | None, tuple[Finding, ...]]:
     """Return names, ties and shapes held against the base, or why that cannot be."""
     try:
-        return outline_of(checkpoint, base), ()
+        return outline_of(checkpoint, base, choices), ()
     except UnshardError as error:
         return None, (_misfit(error),)
 

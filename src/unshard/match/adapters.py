@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from unshard.base import Base
 from unshard.base.configuration import tie_flag
 from unshard.checkpoint import Checkpoint
-from unshard.errors import BaseModelError, InputError
+from unshard.errors import BaseModelError, InputError, listed
 from unshard.findings import Finding, finding
+from unshard.match.adapter_completeness import require_magnitudes, require_targets
 from unshard.match.adapter_fitting import Merge, merge_of, merged_tensor, with_rows
 from unshard.match.adapter_ground import Ground, ground_in_base, ground_in_checkpoint, with_saved
 from unshard.match.adapter_parts import LAYOUT, AdapterParts, not_merged, ranks_of, take_apart
@@ -26,8 +27,9 @@ from unshard.match.adapter_settings import (
 from unshard.match.adapter_words import in_words
 from unshard.match.dtype_policy import configured_dtype
 from unshard.match.restored import Choices, Restored
-from unshard.recipes.adapters import holds_adapter
+from unshard.recipes.adapters import holds_adapter, parse_adapter_name, without_prefix
 from unshard.recipes.ties import is_output_head, shared_pairs
+from unshard.sizes import counted
 from unshard.tensors import DescribedTensor
 
 
@@ -50,6 +52,7 @@ def undo_adapters(
         return restored
     settings = settings_of(checkpoint, choices.lora_alpha)
     settings.require_scale(ranks_of(parts, restored.tensors), len(parts.factors), checkpoint.path)
+    require_magnitudes(parts, settings, checkpoint.path)
     before = None
     if _is_alone(parts):
         _require_own_base(settings, checkpoint)
@@ -57,6 +60,7 @@ def undo_adapters(
         before = ground.tensors
     else:
         ground = ground_in_checkpoint(parts, restored)
+    require_targets(parts, settings, ground, checkpoint.path)
     ground = with_saved(ground, parts, restored)
     merging = _Merging(parts, settings, restored, checkpoint, ground, before)
     merging.add_parameters(base, as_float32=_is_cast(choices, base))
@@ -225,12 +229,20 @@ def _is_same(merging: _Merging, name: str, other: str) -> bool:
     return first is not None and second is not None and first.pieces == second.pieces
 
 
+def _adapter_of(source: str) -> str | None:
+    parsed = parse_adapter_name(without_prefix(source))
+    return None if parsed is None else parsed.adapter
+
+
 def _told_of_others(parts: AdapterParts) -> Finding:
+    others = list(dict.fromkeys(name for source in parts.left if (name := _adapter_of(source))))
     return finding(
         "U262",
         subject=f"`{parts.adapter}`",
-        saw=f"{len(parts.left)} tensors of other adapters lie beside it",
-        remedy="To have another one, save it by itself: model.save_pretrained(OUT, selected_adapters=[...])",
+        saw=f"was taken; {counted(len(parts.left), 'tensor')} beside it are of "
+        + listed([f"`{name}`" for name in others], at_most=5),
+        remedy="To have another one, save it by itself: "
+        f"model.save_pretrained(OUT, selected_adapters={others[:1]})",
     )
 
 

@@ -11,6 +11,7 @@ from unshard.checkpoint import Checkpoint
 from unshard.dtypes import DTYPES
 from unshard.errors import InputError, OptionError
 from unshard.findings import finding
+from unshard.match.adapter_completeness import require_magnitudes
 from unshard.match.adapter_fitting import require_whole
 from unshard.match.adapter_parts import LAYOUT, AdapterParts, ranks_of, take_apart
 from unshard.match.adapter_settings import OPTION, AdapterSettings, settings_of
@@ -60,6 +61,7 @@ def keep_adapter(checkpoint: Checkpoint, base: Base | None, choices: Choices) ->
     ranks = ranks_of(parts, checkpoint.tensors)
     settings.require_scale(ranks, len(parts.factors), checkpoint.path)
     require_whole(parts.factors, checkpoint.tensors, checkpoint.path)
+    require_magnitudes(parts, settings, checkpoint.path)
     own = _own(parts, settings, checkpoint.tensors, base)
     names = {name: published_name(name, parts.adapter) for name in own}
     tensors = {target: _typed(checkpoint.tensors[name], choices.dtype) for name, target in names.items()}

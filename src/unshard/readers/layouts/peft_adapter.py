@@ -2,6 +2,7 @@
 
     adapter_config.json              what it is: kind, rank, scale, modules, and the name of its base
     adapter_model.safetensors|bin    names below `base_model.model.`, without the adapter's own name
+    NAME/                            the same again, for every adapter that is not called `default`
 
 Left to others, and only named: an adapter in a folder that holds a model or another checkpoint, too.
 
@@ -17,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unshard.checkpoint import Checkpoint, Layout
+from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder
 from unshard.readers.protocol import Candidate
+from unshard.readers.rendering import as_argument
 from unshard.readers.selection import select_model
 from unshard.readers.training_files import training_kind
 from unshard.readers.weights.weights_file import describe_weights_file
@@ -64,5 +67,17 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(held.checksums),
         extras=held.extras,
         classes=held.classes,
-        findings=held.findings,
+        findings=(*held.findings, *_told_of_others(folder)),
     )
+
+
+def _told_of_others(folder: Folder) -> Iterator[Finding]:
+    """Yield which adapters lie in folders of the folder, where PEFT puts those of other names."""
+    for name in folder.folders:
+        if any((folder.path / name / file).is_file() for file in _FILES):
+            yield finding(
+                "U262",
+                subject=folder.path.name,
+                saw=f"the adapter at its top was taken; `{name}/` holds another one",
+                remedy=f"To have that one: unshard convert {as_argument(folder.path / name)} OUT --base BASE",
+            )
