@@ -108,7 +108,7 @@ OBSTACLES: tuple[Obstacle, ...] = (
     Obstacle("U640", "mistral.rs", _refused_rope, "rope_theta", _BOTH),
     Obstacle("U641", "mlx-lm, transformers 4", _other_rope, "rope_theta beside rope_parameters", _BOTH),
     Obstacle("U640", "mlx-lm", _experts, "num_experts", _BOTH),
-    Obstacle("U640", "transformers before 4.56", _new_dtype, "torch_dtype, else float32 is loaded", _ADD),
+    Obstacle("U641", "transformers before 4.56", _new_dtype, "torch_dtype, else float32 is loaded", _ADD),
     Obstacle(
         "U640", "mlx-lm, mistral.rs", _no_safetensors, "safetensors", "Convert it: unshard mend FOLDER OUT"
     ),

@@ -49,7 +49,16 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+# A finding is not told where a more exact one says the same: it, and those that say it better.
+_SAID_BY: dict[str, frozenset[str]] = {
+    "U230": frozenset(("U232", "U236", "U237", "U238", "U304")),
+    "U535": frozenset(("U511", "U530", "U531", "U532", "U533")),
+    "U536": frozenset(("U511", "U530", "U531", "U532", "U533", "U535")),
+}
+
+
 def run_checks(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what every check finds."""
-    for check in CHECKS:
-        yield from check.find(evidence)
+    """Yield what every check finds, each cause once."""
+    found = [item for check in CHECKS for item in check.find(evidence)]
+    codes = {item.code for item in found}
+    yield from (item for item in found if codes.isdisjoint(_SAID_BY.get(item.code, ())))

@@ -56,8 +56,8 @@ report_option = click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Also write one page to look at. `convert` and `verify` read every tensor once more for it, and the "
-    "base's beside it.",
+    help="Also write one page to look at. Where the command does not read every tensor anyway, as `convert` and "
+    "`verify`, they are read once more for it, and the base's beside them.",
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), help="Threads; by default one per core, at most four."

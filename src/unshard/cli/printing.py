@@ -142,7 +142,7 @@ def echo_commands(title: str, lines: Sequence[str]) -> None:
     echo()
     echo(click.style(title, bold=True))
     for line in lines:
-        echo(f"  {line}")
+        echo(f"  {plain(line)}")
 
 
 def echo_error(error: UnshardError, *, as_json: bool) -> None:
