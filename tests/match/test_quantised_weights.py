@@ -15,8 +15,10 @@ from raw_tensors import store
 from specimens import bytes_of
 from unshard.dtypes import DTYPES
 from unshard.errors import MatchError, UnsupportedLayoutError
+from unshard.match.dequantising import NotDequantisedError, dequantise
 from unshard.match.quantised import dequantised_weights
-from unshard.recipes.quantised import E2M1, FP4, NF4
+from unshard.match.quantised_groups import Group
+from unshard.recipes.quantised import BNB4, BNB8, E2M1, FP4, NF4
 from unshard.tensors import CastTensor, Tensor, element_count
 
 State = dict[str, torch.Tensor]
@@ -331,3 +333,10 @@ def test_a_state_that_means_nothing_is_refused(text: bytes, tmp_path: Path) -> N
     state[f"{NAME}.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
     with pytest.raises(UnsupportedLayoutError):
         dequantised(state, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [BNB4, BNB8])
+def test_matrices_that_lie_turned_round_are_not_dequantised(kind: str) -> None:
+    group = Group(kind, "transformer.h.0.attn.c_attn.weight", "packed", {})
+    with pytest.raises(NotDequantisedError, match="turns matrices of GPT-2's kind round"):
+        dequantise(group, {}, {})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -46,6 +47,9 @@ _NIBBLES_LOW_FIRST, _NIBBLES_HIGH_FIRST = (0, 4), (4, 0)
 _INT8_FACTOR = 7.874015718698502e-3  # 1 / 127, as bitsandbytes writes it
 _USUAL_BLOCK = (128, 128)  # of DeepSeek-V3, and of transformers where nothing is said
 _MX_BLOCK = 32
+# Layers that hold their matrix the other way round. Source: transformers, pytorch_utils.py (`Conv1D`);
+# integrations/bitsandbytes.py (the matrix is transposed before it is quantised).
+_CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
 
 
 class NotDequantisedError(ValueError):
@@ -66,6 +70,10 @@ def dequantise(group: Group, tensors: Tensors, settings: Settings) -> DescribedT
     form = _FORMS.get(group.kind)
     if form is None:
         raise NotDequantisedError(f"{group.kind} is not dequantised")
+    if group.kind in (BNB4, BNB8) and _CONV1D.search(group.weight):
+        raise NotDequantisedError(
+            "transformers turns matrices of GPT-2's kind round, then quantises them"
+        )
     assert group.values is not None
     parts = {role: tensors[name] for role, name in group.parts.items()}
     try:
