@@ -71,9 +71,7 @@ def dequantise(group: Group, tensors: Tensors, settings: Settings) -> DescribedT
     if form is None:
         raise NotDequantisedError(f"{group.kind} is not dequantised")
     if group.kind in (BNB4, BNB8) and _CONV1D.search(group.weight):
-        raise NotDequantisedError(
-            "transformers turns matrices of GPT-2's kind round, then quantises them"
-        )
+        raise NotDequantisedError("transformers turns matrices of GPT-2's kind round, then quantises them")
     assert group.values is not None
     parts = {role: tensors[name] for role, name in group.parts.items()}
     try:
