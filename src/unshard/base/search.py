@@ -50,8 +50,9 @@ def find_base(
     findings: list[Finding] = []
     if reference is not None:
         folder = locate_base(reference, download=download)
-        base: Base | None = _read_base(folder, reference, "--base")
-        findings += _unused_hints(checkpoint, folder, reference, base.config)
+        named = _read_base(folder, reference, "--base")
+        findings += _unused_hints(checkpoint, folder, reference, named.config)
+        base: Base | None = named
     else:
         base, findings = _look_around(checkpoint, download=download)
     if base is None:
