@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.module_kinds import place_of
-from unshard.checks.values_change import deltas_of
+from unshard.checks.values_change import deltas_of, factors_of, shifted_norms
+from unshard.checks.values_distance import began_at_zero, find_far
 from unshard.checks.values_numbers import impossible_numbers, is_weight
 from unshard.checks.values_orders import order_of
 from unshard.checks.values_places import PlacesOfBase
+from unshard.checks.values_siblings import far_scales
+from unshard.checks.values_tails import zero_tails
 from unshard.errors import InputError, listed
 from unshard.findings import Finding, finding
 from unshard.measures import Delta, Statistics
 from unshard.sizes import counted
 
-# Fine-tunes stay above 0.9. What is below 0.8 is looked at; nothing is said because of that alone.
-_LOOKED_AT = 0.8
+# Most fine-tunes stay above. What is below is looked at; nothing is said because of that alone.
+_LOOKED_AT = 0.95
 _FEWEST_IN_MATRIX = 256
 # The weights of norms have a cosine near one with any others, so their distance is what counts.
-_LOOKED_AT_DISTANCE = 0.05
+_LOOKED_AT_DISTANCE, _TIMES_USUAL = 0.05, 4.0
 # Cosines of n numbers with an unrelated tensor have a deviation of 1 / sqrt(n): 0.03 for 1024 of them.
 _UNRELATED, _FEWEST_TO_TELL = 0.1, 1024
 _RELATED = 0.5
-# Weights that begin near zero grow in training until nothing is left of how they began.
-_GROWN = 4.0
 _MOST_LOOKED_AT = 1024
 _FIRST_LOOK = 16
 _AGAIN = (
@@ -79,15 +81,22 @@ def find_arrangement(evidence: Evidence) -> Iterator[Finding]:
     yield from _exchanged(found.held)
     yield from _out_of_order(found.held)
     yield from _reordered(found.orders, deltas)
-    yield from _random({name: delta for name, delta in rest.items() if not _is_broken(evidence, name)})
+    random = {name: delta for name, delta in rest.items() if _is_random(delta)}
+    random = {name: delta for name, delta in random.items() if not _is_broken(evidence, name)}
+    yield from _random(random)
+    named = {*found.held, *found.orders, *random, *factors_of(evidence), *shifted_norms(evidence)}
+    named |= far_scales(evidence).keys() | zero_tails(evidence).keys()
+    unnamed = {name: delta for name, delta in deltas.items() if name not in named}
+    yield from find_far(evidence, {n: d for n, d in unnamed.items() if not _is_broken(evidence, n)})
 
 
 def _far_vectors(evidence: Evidence, deltas: dict[str, Delta]) -> list[str]:
-    return [
-        name
-        for name, delta in deltas.items()
-        if delta.relative > _LOOKED_AT_DISTANCE and len(evidence.tensors[name].shape) == 1
-    ]
+    vectors = {name: delta for name, delta in deltas.items() if len(evidence.tensors[name].shape) == 1}
+    if not vectors:
+        return []
+    usual = statistics.median(delta.relative for delta in vectors.values())
+    least = min(_LOOKED_AT_DISTANCE, _TIMES_USUAL * usual)
+    return [name for name, delta in vectors.items() if delta.relative > least]
 
 
 def _explain(evidence: Evidence, names: list[str], found: Arrangement) -> None:
@@ -103,6 +112,8 @@ def _explain(evidence: Evidence, names: list[str], found: Arrangement) -> None:
         if name == next(iter(others), None) and len(found.held) + len(found.orders) == before:
             return
         try:
+            if evidence.measured[name].statistics.is_constant:
+                continue  # fits anything that is nearly so
             held = places.held_by(name, evidence.tensors[name])
             order = None if held else order_of(evidence.tensors[name], base[name], evidence.config)
         except InputError:
@@ -146,27 +157,34 @@ def _unrelated(deltas: dict[str, Delta]) -> Finding:
 def _is_broken(evidence: Evidence, name: str) -> bool:
     """Return whether the numbers of a tensor are wrong by themselves, which is told elsewhere."""
     numbers = evidence.measured[name].statistics
-    return numbers.is_constant or bool(impossible_numbers(numbers, evidence.tensors[name]))
+    return (
+        numbers.is_constant
+        or numbers.nans + numbers.infinities > 0
+        or bool(impossible_numbers(numbers, evidence.tensors[name]))
+    )
 
 
-def _random(rest: dict[str, Delta]) -> Iterator[Finding]:
+def _is_random(delta: Delta) -> bool:
+    """Return whether nothing is left of the base's matrix; one that began near zero grows in training."""
+    return delta.count >= _FEWEST_TO_TELL and delta.cosine < _UNRELATED and not began_at_zero(delta)
+
+
+def _random(found: dict[str, Delta]) -> Iterator[Finding]:
     """Yield the matrices that have nothing in common with the base's, while the others have."""
-    found = {
-        name: delta
-        for name, delta in rest.items()
-        if delta.count >= _FEWEST_TO_TELL and delta.cosine < _UNRELATED
-        if delta.norm < _GROWN * delta.other_norm < _GROWN**2 * delta.norm
-    }
     if found:
         name = min(found, key=lambda each: found[each].cosine)
         yield finding(
             "U814",
             subject=name if len(found) == 1 else f"{len(found):,} tensors",
-            saw=f"{listed(list(found))}: cosine {found[name].cosine:.3f} with the base's of that name, and it"
-            " fits no other of its shape",
+            saw=f"{listed(list(found))}: cosine {found[name].cosine:.3f} with the base's of that name"
+            + (
+                ": it is the base's negated"
+                if found[name].cosine < -_RELATED
+                else ", unrelated or rearranged"
+            ),
             expected="0.9 and more, as the other tensors have",
             remedy="Unless training began with new weights there, a name was not found when the model was"
-            f" loaded, and the tensor is random. {_AGAIN}",
+            f" loaded, and the tensor is random, or its rows were moved. {_AGAIN}",
         )
 
 
@@ -259,7 +277,7 @@ _REMEDIES = {
 CHECKS = (
     Check(
         "values.arrangement",
-        ("U813", "U814", "U815", "U816", "U817", "U818", "U819", "U820"),
+        ("U813", "U814", "U815", "U816", "U817", "U818", "U819", "U820", "U825"),
         find_arrangement,
     ),
 )

@@ -136,14 +136,19 @@ def find_frozen(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def find_factors(evidence: Evidence) -> Iterator[Finding]:
-    """Yield weights that are the base's times a factor."""
-    factors = {
+def factors_of(evidence: Evidence) -> dict[str, float]:
+    """Return weights that are the base's times a factor, and the factor."""
+    return {
         name: delta.norm / delta.other_norm
         for name, delta in deltas_of(evidence).items()
         if is_weight(evidence.tensors[name]) and delta.count >= _FEWEST and delta.cosine > _SAME_DIRECTION
         if delta.norm and abs(math.log(delta.norm / delta.other_norm)) > math.log(_FACTOR)
     }
+
+
+def find_factors(evidence: Evidence) -> Iterator[Finding]:
+    """Yield weights that are the base's times a factor."""
+    factors = factors_of(evidence)
     if factors:
         low, high = min(factors.values()), max(factors.values())
         name = next(iter(factors))
@@ -159,9 +164,18 @@ def find_factors(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def shifted_norms(evidence: Evidence) -> list[str]:
+    """Return norm weights that differ from the base's by one, those that are one number everywhere aside."""
+    return [
+        name
+        for name, delta in _norms(evidence).items()
+        if _is_shifted(delta) and not evidence.measured[name].statistics.is_constant
+    ]
+
+
 def find_shifted_norms(evidence: Evidence) -> Iterator[Finding]:
     """Yield norm weights that are larger or smaller by one than the base's."""
-    shifted = [name for name, delta in _norms(evidence).items() if _is_shifted(delta)]
+    shifted = shifted_norms(evidence)
     if shifted:
         name = shifted[0]
         ours = evidence.measured[name].statistics.mean

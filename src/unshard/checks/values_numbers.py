@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -24,6 +25,8 @@ _MAY_BE_CONSTANT = re.compile(
 # Below this, a matrix is too small to say what is likely.
 _FEWEST = 64
 _FEWEST_NORMS = 3
+# Of vectors that the base has: their deviation is a thousandth of their size, which no rounding makes.
+_FEWEST_IN_VECTOR, _LEAST_SPREAD = 8, 1e-6
 # No weight is as large as 2**24 while most numbers of its tensor are below 2**5.
 _TOO_LARGE, _USUAL = 24, 5
 # Of n numbers of one distribution, magnitudes thin out towards the top bin by bin. Where 8 powers of two in
@@ -113,19 +116,32 @@ def find_constant(evidence: Evidence) -> Iterator[Finding]:
     found = [
         name
         for name, tensor in evidence.tensors.items()
-        if is_weight(tensor)
-        and (measured := evidence.measured.get(name)) is not None
+        if (measured := evidence.measured.get(name)) is not None
         and measured.statistics.is_constant
-        and measured.statistics.count >= _FEWEST
         and measured.statistics.zeros == 0
-        and (measured.delta is None or measured.delta.changed > 0)
-        and not _MAY_BE_CONSTANT.search(name)
+        and (_is_constant_unlike_base(measured) or _is_constant_weight(name, tensor, measured))
     ]
     yield from together(
         "U804",
         {name: f"{evidence.measured[name].statistics.maximum:g} everywhere" for name in found},
         "A buffer was written before it was filled. " + AGAIN,
     )
+
+
+def _is_constant_weight(name: str, tensor: Tensor, measured: Measurement) -> bool:
+    is_large = is_weight(tensor) and measured.statistics.count >= _FEWEST
+    is_new = measured.delta is None or measured.delta.changed > 0
+    return is_large and is_new and not _MAY_BE_CONSTANT.search(name)
+
+
+def _is_constant_unlike_base(measured: Measurement) -> bool:
+    """Return whether the base's numbers, of which the mean follows from the product, are not all the same."""
+    delta, value = measured.delta, measured.statistics.maximum
+    if delta is None or delta.count < _FEWEST_IN_VECTOR or not delta.changed or not delta.other_norm:
+        return False
+    root_mean_square = delta.other_norm / math.sqrt(delta.count)
+    mean = delta.dot / (value * delta.count)
+    return 1 - (mean / root_mean_square) ** 2 > _LEAST_SPREAD
 
 
 def find_impossible(evidence: Evidence) -> Iterator[Finding]:

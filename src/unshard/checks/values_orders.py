@@ -89,6 +89,30 @@ def _row_orders(shape: Shape, config: Config | None) -> Iterator[tuple[str, int,
         else:
             yield f"has the rows of {heads} heads as Meta's format has them, not permuted", heads, pairs
             yield f"has the rows of {heads} heads permuted once more than the base's", heads, halves
+    yield from _latent_orders(shape, config)
+
+
+def _latent_orders(shape: Shape, config: Config | None) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yield orders in which only the rows that turn are permuted: the last ones of every head.
+
+    Source:
+        transformers models/deepseek_v3/modeling_deepseek_v3.py: heads of q_proj and q_b_proj are
+        (qk_nope_head_dim, qk_rope_head_dim), rows of kv_a_proj_with_mqa (kv_lora_rank, qk_rope_head_dim).
+    """
+    import numpy as np
+
+    keys = ("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank")
+    turning, *fixed = (0 if config is None else lookup_int(config, key) or 0 for key in keys)
+    if turning < 2 or turning % 2:
+        return
+    for still in fixed:
+        if still <= 0 or shape[0] % (still + turning):
+            continue
+        heads = np.arange(shape[0]).reshape(-1, still + turning)
+        for words, split in (("not permuted", (2, -1)), ("permuted once more than the base's", (-1, 2))):
+            moved = heads[:, still:].reshape(len(heads), *split).swapaxes(1, 2).reshape(len(heads), -1)
+            order = np.concatenate([heads[:, :still], moved], axis=1).reshape(-1)
+            yield f"has the last {turning} rows of every {still + turning} {words}", 2, order
 
 
 _HEADS = ("attention", "key_value")
@@ -128,7 +152,7 @@ def _parts_order(ours: Tensor, base: Tensor, dimension: int) -> str | None:
     for parts in (size,) if is_experts else _PARTS:
         if size % parts or size // parts < (1 if is_experts else _FEWEST_IN_PART // 4):
             continue
-        order = _best_parts(_part_samples(ours, dimension, parts), _part_samples(base, dimension, parts))
+        order = _best_parts(part_samples(ours, dimension, parts), part_samples(base, dimension, parts))
         if order is not None and order != list(range(parts)):
             what = f"{parts} experts" if is_experts else f"{parts} parts along dimension {dimension}"
             return f"has the base's {what} in the order {_told(order)}"
@@ -139,7 +163,7 @@ def _told(order: list[int]) -> str:
     return " ".join(map(str, order[:16])) + (" ..." if order[16:] else "")
 
 
-def _part_samples(tensor: Tensor, dimension: int, parts: int) -> np.ndarray:
+def part_samples(tensor: Tensor, dimension: int, parts: int) -> np.ndarray:
     """Return a sample of every part, at the same place in each: few runs, and long ones where parts are."""
     import numpy as np
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from unshard.checks.module_kinds import Place, place_of
@@ -29,6 +30,7 @@ _CHOOSING, _DECIDING = (32, 8), (64, 64)
 _CLOSER = 4.0
 _LONGEST_VECTOR = 1 << 16
 _SHORTEST_VECTOR = 16
+_MOST_STRANGERS = 1024
 
 
 class PlacesOfBase:
@@ -51,18 +53,36 @@ class PlacesOfBase:
                 found.setdefault(key, []).append(name)
         return found
 
+    @cached_property
+    def _of_shape(self) -> dict[tuple[int, ...], list[str]]:
+        found: dict[tuple[int, ...], list[str]] = {}
+        for name, tensor in self._base.items():
+            found.setdefault(tensor.shape, []).append(name)
+        return found
+
     def candidates(self, name: str, shape: tuple[int, ...]) -> list[str]:
         """Return the other tensors of this shape in the same layer, and of the same kind elsewhere."""
         found = (other for key in _keys(place_of(name)) for other in self._neighbours.get(key, ()))
         return [each for each in dict.fromkeys(found) if each != name and self._base[each].shape == shape]
 
+    def strangers(self, name: str, shape: tuple[int, ...]) -> list[str]:
+        """Return the tensors of this shape that are of another kind and in another layer; not too many."""
+        near = {name, *self.candidates(name, shape)}
+        found = (each for each in self._of_shape.get(shape, ()) if each not in near)
+        return list(islice(found, _MOST_STRANGERS))
+
     def held_by(self, name: str, ours: Tensor) -> tuple[str, float, float] | None:
         """Return whose numbers a tensor holds, its cosine with that one, and with its own; None if nobody's.
+
+        Those that are near are looked at first, then all others of its shape.
 
         Raises:
             DamagedFileError: A file is shorter than it should be, or has changed.
         """
-        candidates = self.candidates(name, ours.shape)
+        found = self._held_by(name, ours, self.candidates(name, ours.shape))
+        return found or self._held_by(name, ours, self.strangers(name, ours.shape))
+
+    def _held_by(self, name: str, ours: Tensor, candidates: list[str]) -> tuple[str, float, float] | None:
         if not candidates:
             return None
         if len(ours.shape) == 1:

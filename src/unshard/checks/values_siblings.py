@@ -74,8 +74,8 @@ def _untied(names: list[str], tied: set[frozenset[str]]) -> list[str]:
     return kept
 
 
-def find_scales(evidence: Evidence) -> Iterator[Finding]:
-    """Yield matrices whose numbers are larger or smaller than those of their kind by orders of magnitude."""
+def far_scales(evidence: Evidence) -> dict[str, str]:
+    """Return matrices with a scale that does not fit their kind, and what it is."""
     scales = {
         name: median_exponent(evidence.measured[name].statistics.magnitudes)
         for name, tensor in evidence.tensors.items()
@@ -83,12 +83,17 @@ def find_scales(evidence: Evidence) -> Iterator[Finding]:
         if "lora_" not in name
     }
     found = {**_impossible(scales), **_unlike_siblings(scales)}
+    return {
+        name: f"half of the numbers are below {2.0 ** (scales[name] + 1):.3g}, {why}"
+        for name, why in found.items()
+    }
+
+
+def find_scales(evidence: Evidence) -> Iterator[Finding]:
+    """Yield matrices whose numbers are larger or smaller than those of their kind by orders of magnitude."""
     yield from together(
         "U807",
-        {
-            name: f"half of the numbers are below {2.0 ** (scales[name] + 1):.3g}, {why}"
-            for name, why in found.items()
-        },
+        far_scales(evidence),
         "A scale was applied twice or left out (quantised weights, a merge), or the numbers were read in"
         " another dtype than they were written in. " + AGAIN,
     )

@@ -17,10 +17,11 @@ _FEWEST = 1024
 _LONGEST_BLOCK = 1 << 16
 # Rows of tokens that do not exist are often zero: vocabularies are rounded up.
 _MOST_PADDING = 0.1
+_MULTIPLES = (8, 64, 128)
 
 
-def find_zero_tails(evidence: Evidence) -> Iterator[Finding]:
-    """Yield weights of which the last part is zero though the base's is not."""
+def zero_tails(evidence: Evidence) -> dict[str, int]:
+    """Return weights of which the last part is zero though the base's is not, and where it begins."""
     found: dict[str, int] = {}
     for name, measured in evidence.measured.items():
         numbers, tensor = measured.statistics, evidence.tensors.get(name)
@@ -30,10 +31,18 @@ def find_zero_tails(evidence: Evidence) -> Iterator[Finding]:
             continue
         try:
             start = _zero_tail(tensor, numbers.zeros)
-            if numbers.count - start >= _least(name, tensor) and not _is_zero_in_base(evidence, name, start):
+            if numbers.count - start >= _least(name, tensor) and not (
+                _is_padding(evidence, name, start) or _is_zero_in_base(evidence, name, start)
+            ):
                 found[name] = start
         except InputError:
             continue  # a file that cannot be read is told of where it is opened
+    return found
+
+
+def find_zero_tails(evidence: Evidence) -> Iterator[Finding]:
+    """Yield weights of which the last part is zero though the base's is not."""
+    found = zero_tails(evidence)
     if found:
         name, start = next(iter(found.items()))
         count = evidence.measured[name].statistics.count
@@ -52,6 +61,18 @@ def _least(name: str, tensor: Tensor) -> int:
     """Return how many zeros at the end are too many."""
     padding = int(_MOST_PADDING * element_count(tensor)) if has_row_per_token(name) else 0
     return max(_FEWEST, padding)
+
+
+def _is_padding(evidence: Evidence, name: str, start: int) -> bool:
+    """Return whether zeros are whole rows of tokens that the base does not have, or round the rest up."""
+    tensor, base = evidence.tensors[name], evidence.base_tensors.get(name)
+    rows = tensor.shape[0]
+    used = -(-start * rows // element_count(tensor))
+    if not has_row_per_token(name) or len(tensor.shape) != 2:
+        return False
+    if base is not None and len(base.shape) == 2:
+        return base.shape[0] < rows and used >= base.shape[0]
+    return any(rows == -(-used // multiple) * multiple for multiple in _MULTIPLES)
 
 
 def _is_zero_in_base(evidence: Evidence, name: str, start: int) -> bool:
