@@ -220,11 +220,59 @@ def test_settings_that_compute_otherwise_than_the_bases_are_told(
         base, folder = reconfigured(folder, **changes), base
         told = [item for item in found(folder, base=base) if item.subject == f"`{subject}`"]
         assert [(item.code, item.saw, (item.expected or "")[:3]) for item in told] == [
-            ("U517", "not set", saw)
+            ("U517", "absent: means 1.0", saw)
         ]
         return
     first = only(found(reconfigured(folder, **changes), base=base)[:1])
     assert (first.code, first.subject, first.saw) == ("U517", f"`{subject}`", saw)
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "linear"])
+def test_a_scaling_that_only_the_folder_has_is_told(
+    key: str, kind: str, folder: Path, tiny_folder: Folder
+) -> None:
+    rope = {"rope_theta": 50000.0, "rope_type": kind, "factor": 4.0}
+    told = {i.subject: i for i in found(reconfigured(folder, **{key: rope}), base=tiny_folder("llama"))}
+    factor, sort = told["`rope scaling factor`"], told["`rope scaling type`"]
+    assert (factor.code, factor.saw, str(factor.expected)[:17]) == ("U517", "4.0", "absent: means 1.0")
+    assert (sort.code, sort.saw, str(sort.expected)[:21]) == ("U517", kind, "absent: means default")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "code"),
+    [
+        ({"attention_bias": True}, {"attention_bias": None}, "U517"),
+        ({"attention_bias": None}, {"attention_bias": False}, None),
+        ({"head_dim": None, "num_attention_heads": 4, "hidden_size": 64}, {"head_dim": 16}, None),
+        ({"num_key_value_heads": None}, {"num_key_value_heads": 2}, "U517"),
+        ({"hidden_act": None}, {}, "U517"),
+        ({"time_step_limit": [0.0, 2.0]}, {"time_step_limit": [0.0, 1.0]}, "U517"),
+        ({"sliding_window": 64}, {"sliding_window": None}, "U517"),
+        ({"sliding_window": 64}, {"sliding_window": 32}, "U518"),
+        ({"sliding_window": 16}, {"sliding_window": 32}, "U517"),
+        ({"layer_types": ["full_attention"]}, {"layer_types": None}, "U518"),
+        ({"eos_token_id": 3}, {}, "U517"),
+        ({"vision_config": {"hidden_act": "gelu"}}, {"vision_config": {"hidden_act": "silu"}}, "U517"),
+        (
+            {"vision_config": {"num_attention_heads": 2}},
+            {"vision_config": {"num_attention_heads": 4}},
+            "U517",
+        ),
+        ({"vision_config": {"layer_norm_eps": 1e-5}}, {"vision_config": {}}, "U518"),
+    ],
+)
+def test_a_setting_counts_at_every_level_and_where_one_side_does_not_say_it(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    code: str | None,
+    folder: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+) -> None:
+    base = reconfigured(copied(tiny_folder("llama"), tmp_path / "base"), **theirs)
+    told = found(reconfigured(folder, **ours), base=base)
+    assert {item.code for item in told if item.code in ("U517", "U518")} == ({code} if code else set())
 
 
 def test_settings_that_rarely_matter_are_facts(folder: Path, tiny_folder: Folder) -> None:

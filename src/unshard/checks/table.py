@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from unshard.checks import (
     adapters,
     against_base,
+    base_settings,
     configuration,
     layers,
     model_class,
@@ -36,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     *shapes.CHECKS,
     *tied_weights.CHECKS,
     *tokens.CHECKS,
+    *base_settings.CHECKS,
     *against_base.CHECKS,
     *model_class.CHECKS,
     *quantised.CHECKS,
