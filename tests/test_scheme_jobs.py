@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import unshard as package
 from command_line import Unshard
 from schemes_truth import HEAD_SIZE, HEADS, KEY_HEADS, SCHEMES, cut_as_meta, meta_logits
 from tiny_models import SIZES, same_bits, write_folder
-from unshard.errors import IncompleteCheckpointError, UnshardError, UnsupportedLayoutError
+from unshard.errors import IncompleteCheckpointError, MatchError, UnshardError, UnsupportedLayoutError
 
 THETA = 50000.0
 TOKENS = torch.tensor([1, 5, 300, 17, 17, 2, 444, 90])
@@ -211,6 +212,63 @@ def test_norms_that_every_file_of_metas_has_are_compared_on_request(
     told = package.convert(run, tmp_path / "out", base=base, durable=False).findings
     assert "U116" in {one.code for one in told}
     package.convert(run, tmp_path / "compared", base=base, durable=False, compare_replicas=True)
+
+
+FINE_TUNED = ["meta", "torchtitan", "torchtitan, fused", "torchtune"]
+
+
+def tuned(base: Path) -> Truth:
+    """Return the base's weights, a little changed."""
+    torch.manual_seed(9)
+    state = load_file(base / "model.safetensors")
+    return {name: tensor + torch.randn_like(tensor) * 0.02 for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("scheme", FINE_TUNED)
+def test_rows_that_are_like_the_bases_say_that_their_order_is_right(
+    scheme: str, base: Path, tmp_path: Path
+) -> None:
+    run = state_file("model.pt")(tmp_path / "run", SCHEMES[scheme](tuned(base)))
+    done = package.convert(run, tmp_path / "out", base=base, durable=False)
+    assert not {"U211", "U212"} & {told.code for told in done.findings}
+
+
+def test_metas_names_over_rows_in_hugging_faces_order_are_refused(
+    base: Path, tmp_path: Path, unshard: Unshard
+) -> None:
+    state = tuned(base)
+    original = SCHEMES["meta"](state)
+    run = state_file("model.pt")(tmp_path / "run", {**original, **not_permuted(original, state)})
+    with pytest.raises(MatchError, match=r"k_proj.*with rows left as they are.*q_proj") as caught:
+        package.convert(run, tmp_path / "out", base=base, durable=False)
+    assert caught.value.code == "U211"
+    assert not (tmp_path / "out").exists()
+    assert "U211" in unshard("check", run, "--base", base, "--deep").words
+
+
+@pytest.mark.parametrize("scheme", FINE_TUNED)
+def test_a_base_that_counts_other_heads_than_training_had_is_refused_and_the_counts_are_named(
+    scheme: str, base: Path, tmp_path: Path
+) -> None:
+    run = state_file("model.pt")(tmp_path / "run", SCHEMES[scheme](tuned(base)))
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((base / "config.json").read_bytes())
+    counts = {"num_attention_heads": HEADS // 2, "num_key_value_heads": KEY_HEADS // 2, "head_dim": 16}
+    (other / "config.json").write_text(json.dumps({**config, **counts}))
+    with pytest.raises(MatchError, match=f"with {HEADS} heads, {KEY_HEADS} of keys") as caught:
+        package.convert(run, tmp_path / "out", base=other, durable=False)
+    assert caught.value.code == "U211"
+
+
+def test_rows_that_are_like_the_bases_in_no_order_are_not_proven(
+    base: Path, truth: Truth, tmp_path: Path
+) -> None:
+    run = state_file("model.pt")(tmp_path / "run", SCHEMES["meta"](truth))
+    done = package.convert(run, tmp_path / "out", base=base, durable=False)
+    told = [one for one in done.findings if one.code == "U212"]
+    assert [one.subject for one in told] == [f"model.layers.0.self_attn.{w}_proj.weight" for w in "kq"]
+    assert {str(one.severity) for one in told} == {"info"}
 
 
 def test_a_run_without_a_base_keeps_its_names_and_is_told_why(

@@ -30,7 +30,7 @@ from unshard.proof.coverage import used_checksums
 from unshard.tensors import DescribedTensor, Tensor
 
 # What these tell comes of reading tensors.
-_READ = frozenset(("U202", "U203", "U301", "U302"))
+_READ = frozenset(("U202", "U203", "U212", "U301", "U302"))
 
 
 @dataclass(frozen=True, slots=True)

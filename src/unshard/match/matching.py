@@ -20,6 +20,7 @@ from unshard.match.dtype_policy import check_training_precision, dtype_of, main_
 from unshard.match.fit import check_fit, effective_policy, fit_error, require_plain
 from unshard.match.model import Decision, Model
 from unshard.match.name_findings import check_names
+from unshard.match.orders import check_orders
 from unshard.match.outline import Outline
 from unshard.match.questions import Answers
 from unshard.match.tokens import count_tokens
@@ -47,6 +48,7 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     require_policy(dtype)
     checkpoint, base = outline.checkpoint, outline.base
     require_plain(outline)
+    orders = check_orders(_orders(outline, answers), checkpoint.path)
     dtype = effective_policy(outline, dtype)
     draft = new_draft(outline, answers)
     tokens = None if base is None else count_tokens(base.side_files)
@@ -57,6 +59,7 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     edits = {} if base is None else _config_edits(draft, base, tensors)
     findings = (
         *outline.restored.findings,
+        *orders,
         *check_names(draft),
         *draft.findings,
         *_check_vocabulary(draft, tokens, tensors),
@@ -66,6 +69,12 @@ def match_model(outline: Outline, *, dtype: str, answers: Answers) -> Model:
     )
     sources = {target: outline.origins(draft.kept[target]) for target in tensors}
     return Model(tensors, sources, tuple(_decisions(draft, tensors)), edits, findings)
+
+
+def _orders(outline: Outline, answers: Answers) -> dict[str, tuple[bool | None, str]]:
+    """Return what answers say of the order of rows, by the names of tensors in the model."""
+    names = ((name, outline.naming.names.get(name, name)) for name in outline.restored.arranged)
+    return {key[1]: (answers[key].holds, answers[key].evidence) for key in names if key in answers}
 
 
 def _typed(draft: Draft, policy: str) -> dict[str, Tensor]:

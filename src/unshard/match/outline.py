@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unshard.base import Base
+from unshard.base.weights import describe_base_weights
 from unshard.checkpoint import Checkpoint
+from unshard.errors import BaseModelError
 from unshard.match.experts import Regrouped
 from unshard.match.fitting import fit_to
 from unshard.match.frequencies import rotary_variants
 from unshard.match.names import Naming
 from unshard.match.needs import Account, Needs, Shape, needs_of
+from unshard.match.orders import order_questions
 from unshard.match.questions import EqualQuestion, Question, RecomputableQuestion
 from unshard.match.restoring import Choices, Restored, restore
 from unshard.match.ties import Ties, find_ties
@@ -122,4 +125,15 @@ def questions_for(outline: Outline) -> tuple[Question, ...]:
         assert base is not None
         variants = rotary_variants(base.config, outline.naming.names[source]) if kind == "frequencies" else ()
         questions.append(RecomputableQuestion((source,), tensors[source], kind, variants))
+    questions += order_questions(outline.restored.arranged, outline.naming.names, _weights_beside(outline))
     return tuple(questions)
+
+
+def _weights_beside(outline: Outline) -> Mapping[str, DescribedTensor]:
+    """Return the base's own weights where rows are held against them; none if they cannot be read."""
+    if outline.base is None or not outline.restored.arranged:
+        return {}
+    try:
+        return describe_base_weights(outline.base)
+    except BaseModelError:
+        return {}

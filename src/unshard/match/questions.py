@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from unshard.dtypes import FLOAT32, DType
 from unshard.match.frequencies import Rotary, compare_frequencies
+from unshard.match.orders import OrderQuestion, best_order
 from unshard.recipes.recomputable import Kind
 from unshard.tensors import CastTensor, DescribedTensor, Tensor, element_count
 
@@ -53,7 +54,7 @@ class RecomputableQuestion:
     rotary: tuple[Rotary, ...]
 
 
-Question = EqualQuestion | RecomputableQuestion
+Question = EqualQuestion | RecomputableQuestion | OrderQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,17 @@ def answer_questions(questions: Iterable[Question]) -> Answers:
     Raises:
         DamagedFileError: A file is shorter than it should be, or has changed.
     """
-    return {
-        question.names: _are_equal(question)
-        if isinstance(question, EqualQuestion)
-        else _is_recomputable(question)
-        for question in questions
-    }
+    return {question.names: _answered(question) for question in questions}
+
+
+def _answered(question: Question) -> Answer:
+    match question:
+        case EqualQuestion():
+            return _are_equal(question)
+        case RecomputableQuestion():
+            return _is_recomputable(question)
+        case OrderQuestion():
+            return Answer(*best_order(question))
 
 
 def _are_equal(question: EqualQuestion) -> Answer:

@@ -30,6 +30,19 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
+class Arranged:
+    """A tensor whose rows were put into another order, which nothing but values can prove.
+
+    Attributes:
+        tensor: As it was put.
+        others: The same in other orders, by what these are, in words.
+    """
+
+    tensor: DescribedTensor
+    others: Mapping[str, DescribedTensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Restored:
     """The tensors of a checkpoint as plain parameters of a model.
 
@@ -41,6 +54,7 @@ class Restored:
         edits: Keys of config.json, dotted, that become untrue, and their new values; None removes one.
         findings: What a person should know.
         reasons: What was done to make a tensor, in words, by its name; nothing where it is only renamed.
+        arranged: A few tensors that tell whether rows were put into the right order, by their names.
     """
 
     tensors: Mapping[str, DescribedTensor]
@@ -49,6 +63,7 @@ class Restored:
     edits: Mapping[str, object] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    arranged: Mapping[str, Arranged] = field(default_factory=dict)
 
 
 Stage = Callable[[Restored, Checkpoint, Base | None, Choices], Restored]

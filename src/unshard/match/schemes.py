@@ -15,12 +15,13 @@ from unshard.base.configuration import text_levels
 from unshard.base.head_counts import HeadCounts, head_counts_of
 from unshard.checkpoint import Checkpoint
 from unshard.match.needs import needs_of
-from unshard.match.restored import Choices, Restored
+from unshard.match.restored import Arranged, Choices, Restored
 from unshard.match.scheme_findings import Done, impossible, misfit, told_of_kept, told_of_scheme, undecided
+from unshard.match.scheme_orders import arranged_columns
 from unshard.match.scheme_steps import MisfitError, needs_heads, walk
 from unshard.match.scheme_translation import Job, Translation, translation_of
 from unshard.recipes.schemes import readings_of
-from unshard.recipes.schemes.rows import Rotary, Swap
+from unshard.recipes.schemes.rows import Heads, Rotary, Swap
 from unshard.tensors import DescribedTensor
 
 
@@ -87,6 +88,7 @@ class _Made:
     reasons: dict[str, str] = field(default_factory=dict)
     sizes: set[int] = field(default_factory=set)
     reordered: int = 0
+    arranged: dict[Heads, tuple[str, Arranged]] = field(default_factory=dict)
 
     def add(self, name: str, tensor: DescribedTensor, origins: tuple[str, ...]) -> None:
         """Add a tensor.
@@ -130,6 +132,7 @@ def _translated(
         dropped={**restored.dropped, **made.dropped},
         reasons={**restored.reasons, **made.reasons},
         findings=(*restored.findings, *told_of_scheme(chosen, done, heads)),
+        arranged=dict(made.arranged.values()),
     )
 
 
@@ -145,7 +148,8 @@ def _carry_out(job: Job, restored: Restored, heads: HeadCounts | None, made: _Ma
         made.dropped |= dict.fromkeys(origins, job.row.lost)
         made.lost |= dict.fromkeys(sources, job.row.lost)
         return
-    walked = walk([[restored.tensors[n] for n in column] for column in job.sources], job.row.steps, heads)
+    columns = [[restored.tensors[n] for n in column] for column in job.sources]
+    walked = walk(columns, job.row.steps, heads)
     made.sizes |= walked.sizes
     made.reordered += any(map(needs_heads, job.row.steps))
     targets = job.targets([len(column) for column in walked.columns])
@@ -155,6 +159,9 @@ def _carry_out(job: Job, restored: Restored, heads: HeadCounts | None, made: _Ma
         for name, tensor in zip(names, tensors, strict=True):
             made.add(name, tensor, origins)
             made.reasons |= {name: done} if done else {}
+    if heads is not None and len(made.arranged) < 2:  # the first queries and the first keys tell
+        for at, kind, arranged in arranged_columns(columns, job.row.steps, heads, walked):
+            made.arranged.setdefault(kind, (targets[at][0], arranged))
 
 
 def _done(job: Job, column: int, targets: int) -> Iterator[str]:
