@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_folders import codes, copied, found, only, reconfigured
+from broken_folders import codes, copied, found, only, reconfigured, rewritten
 
 from tiny_models import tiny_model
 from unshard.checks.evidence import Evidence
@@ -244,7 +244,7 @@ def test_a_scaling_that_only_the_folder_has_is_told(
     [
         ({"attention_bias": True}, {"attention_bias": None}, "U517"),
         ({"attention_bias": None}, {"attention_bias": False}, None),
-        ({"head_dim": None, "num_attention_heads": 4, "hidden_size": 64}, {"head_dim": 16}, None),
+        ({"head_dim": None}, {"head_dim": 16}, None),
         ({"num_key_value_heads": None}, {"num_key_value_heads": 2}, "U517"),
         ({"hidden_act": None}, {}, "U517"),
         ({"time_step_limit": [0.0, 2.0]}, {"time_step_limit": [0.0, 1.0]}, "U517"),
@@ -273,6 +273,30 @@ def test_a_setting_counts_at_every_level_and_where_one_side_does_not_say_it(
     base = reconfigured(copied(tiny_folder("llama"), tmp_path / "base"), **theirs)
     told = found(reconfigured(folder, **ours), base=base)
     assert {item.code for item in told if item.code in ("U517", "U518")} == ({code} if code else set())
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_new_head_that_the_class_names_is_no_damage(task: str, folder: Path, tiny_folder: Folder) -> None:
+    head = {"QuestionAnswering": "qa_outputs.weight"}.get(task, "score.weight")
+    rewritten(folder, lambda s: {(head if n == "lm_head.weight" else n): t for n, t in s.items()})
+    base = tiny_folder("llama")
+    assert {"U232", "U233"} & set(codes(found(folder, base=base)))
+    reconfigured(folder, architectures=[f"LlamaFor{task}"])
+    assert not {"U232", "U233"} & set(codes(found(folder, base=base)))
+    rewritten(folder, lambda s: {n: t for n, t in s.items() if n != "model.norm.weight"})
+    assert "U232" in codes(found(folder, base=base))
+
+
+def test_last_layers_that_the_configuration_leaves_out_are_no_damage(
+    folder: Path, tiny_folder: Folder
+) -> None:
+    count = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    rewritten(folder, lambda s: {n: t for n, t in s.items() if f".layers.{count - 1}." not in n})
+    base = tiny_folder("llama")
+    assert "U232" in codes(found(folder, base=base))
+    reconfigured(folder, num_hidden_layers=count - 1)
+    told = only(found(folder, base=base))
+    assert (told.code, told.subject) == ("U518", "`num_hidden_layers`")
 
 
 def test_settings_that_rarely_matter_are_facts(folder: Path, tiny_folder: Folder) -> None:

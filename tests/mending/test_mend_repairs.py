@@ -22,7 +22,7 @@ from folders_to_mend import (
 from safetensors.torch import save_file
 
 from tiny_models import FAMILIES
-from unshard import Severity, UnshardError, check, mend
+from unshard import Severity, UnshardError, check, convert, mend
 
 Healthy = Callable[[str], Path]
 
@@ -341,3 +341,16 @@ def test_a_configuration_that_means_nothing_is_told_or_mended_and_never_a_crash(
     assert done.plan.is_refused or done.plan.repairs or not done.plan.changes
     if done.plan.is_refused:
         assert config_of(folder)[key] == value
+
+
+def test_of_two_models_in_a_folder_a_conversion_takes_one(llama: Path, tmp_path: Path) -> None:
+    folder = copied(llama, tmp_path / "broken")
+    state = weights_of(folder)
+    both = {
+        f"{side}.{name}": tensor.clone() for side in ("policy", "critic") for name, tensor in state.items()
+    }
+    save_file(both, folder / "model.safetensors", metadata={"format": "pt"})
+    (told,) = mend(folder, base=llama).plan.refusals
+    assert "unshard convert FOLDER OUT --base BASE --select critic" in str(told.remedy)
+    convert(folder, tmp_path / "out", select="policy", base=str(llama))
+    assert same(weights_of(tmp_path / "out"), state)

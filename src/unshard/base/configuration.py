@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unshard.errors import BaseModelError
+from unshard.errors import BaseModelError, InputError
 from unshard.recipes.ties import tied_by_default
+from unshard.storage.files import InputFile
 
 Config = Mapping[str, object]
 
@@ -41,11 +42,13 @@ def read_config(path: Path) -> tuple[bytes, dict[str, object]]:
         BaseModelError: It cannot be read, is not a JSON object, or has a key twice.
     """
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise BaseModelError(path, "is too large for a configuration", saw=f"{path.stat().st_size} bytes")
-        content = path.read_bytes()
-    except OSError as error:
-        raise BaseModelError(path, "cannot be read", saw=str(error) or type(error).__name__) from error
+        file = InputFile.describe(path)
+        if file.size > _LARGEST_BYTES:
+            raise BaseModelError(path, "is too large for a configuration", saw=f"{file.size} bytes")
+        content = file.read(0, file.size)
+    except InputError as error:
+        saw = error.problem + ("" if error.saw is None else f": {error.saw}")
+        raise BaseModelError(path, "cannot be read", saw=saw) from error
     return content, parse_config(content, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from unshard.base.configuration import lookup_int
 from unshard.checks.evidence import Check, Evidence
@@ -25,7 +26,7 @@ def _check_gaps(evidence: Evidence) -> Iterator[Finding]:
     if _is_partly_read(evidence):
         return
     declared = None if evidence.config is None else lookup_int(evidence.config, "num_hidden_layers")
-    for stack in stacks_of(evidence.tensors):
+    for stack in _stacks(evidence):
         if not stack.is_of_layers:
             continue
         top = max(stack.layers) + 1
@@ -47,6 +48,16 @@ def _check_gaps(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def _stacks(evidence: Evidence) -> tuple[Stack, ...]:
+    """Return the stacks of layers; the checks of one run ask for the same names one after another."""
+    return _stacks_of(tuple(evidence.tensors))
+
+
+@lru_cache(maxsize=1)
+def _stacks_of(names: tuple[str, ...]) -> tuple[Stack, ...]:
+    return stacks_of(names)
+
+
 def _numbers(numbers: Iterable[int]) -> str:
     return listed([str(number) for number in sorted(numbers)])
 
@@ -62,7 +73,7 @@ def _check_siblings(evidence: Evidence) -> Iterator[Finding]:
     """Yield tensors that one layer lacks and its siblings have."""
     if _is_partly_read(evidence):
         return
-    for stack in stacks_of(evidence.tensors):
+    for stack in _stacks(evidence):
         if not stack.is_of_layers:
             continue
         for number, lacking in _lacking(stack):
@@ -92,7 +103,7 @@ def _check_experts(evidence: Evidence) -> Iterator[Finding]:
     if _is_partly_read(evidence):
         return
     declared = None if evidence.config is None else lookup_int(evidence.config, "num_experts")
-    for stack in stacks_of(evidence.tensors):
+    for stack in _stacks(evidence):
         most = max((max(numbers) + 1 for numbers in stack.experts.values()), default=0)
         wanted = frozenset(range(max(most, declared or 0)))
         short = {key: wanted - held for key, held in stack.experts.items() if held != wanted}

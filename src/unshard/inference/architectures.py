@@ -6,14 +6,14 @@ hub is never run, whatever the configuration asks for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import transformers
 
-from unshard.errors import InferenceError
+from unshard.base.configuration import read_config
+from unshard.errors import BaseModelError, InferenceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,9 +30,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     path = folder / "config.json"
     try:
-        parsed = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InferenceError(path, "cannot be read", saw=error) from error
+        _, parsed = read_config(path)
+    except BaseModelError as error:
+        raise InferenceError(path, error.problem, saw=error.saw, hint=error.hint) from error
     for key, value in _walk(parsed):
         if key in _CODE_KEYS and "/" in str(value):
             raise InferenceError(

@@ -41,6 +41,7 @@ _EMBEDDINGS = frozenset(
         "transformer.wte.weight",
     )
 )
+_SELECT = re.compile(r"--select (\S+)")
 _NORM = re.compile(r"norm|(^|\.)ln_")
 
 
@@ -143,9 +144,19 @@ def _matched(scene: Scene, checkpoint: Checkpoint) -> Scene:
         if outline.needs is None:  # nothing else proves that all of it is there
             refusals += check_lost(scene.folder, {*outline.naming.names, *draft.kept})
     except UnshardError as error:
-        refusals.append(finding("U901", subject=error.subject, saw=error.problem, remedy=error.hint))
+        hint = _remedy(error.hint, scene)
+        refusals.append(finding("U901", subject=error.subject, saw=error.problem, remedy=hint))
     draft = None if refusals else draft
     return replace(scene, judged=judged, draft=draft, refusals=tuple(refusals), findings=tuple(findings))
+
+
+def _remedy(hint: str | None, scene: Scene) -> str | None:
+    """Return what to do; a model is chosen from several by a conversion, since mending leaves none out."""
+    chosen = None if hint is None else _SELECT.search(hint)
+    if chosen is None:
+        return hint
+    base = "" if scene.base is None else " --base BASE"
+    return f"Take the one that is meant, such as: unshard convert FOLDER OUT{base} --select {chosen[1]}"
 
 
 def _judged(config: Config, base: Base | None, tensors: Mapping[str, DescribedTensor]) -> Config:
