@@ -156,7 +156,16 @@ def test_bfloat16_that_was_read_as_float16_is_told(llama: Pair, tmp_path: Path) 
 
     told = [each for each in found(llama, tmp_path, change) if each.code == "U825"]
     assert [each.subject for each in told] == ["the model"]
-    assert "of the base's norm (median)" in told[0].saw
+    assert "of the base's norm and are" in told[0].saw
+
+
+def test_rows_here_and_there_that_are_random_in_every_matrix_are_told(llama: Pair, tmp_path: Path) -> None:
+    def change(state: State) -> None:
+        for name in matrices(state):
+            state[name][::2] = random_like(state[name][::2])
+
+    told = one(llama, tmp_path, change)
+    assert (told.code, told.subject) == ("U825", "the model")
 
 
 @pytest.mark.parametrize("value", [1.0, -0.5])
@@ -282,10 +291,10 @@ def test_rows_of_zeros_up_to_a_multiple_are_padding(
     assert [each.code for each in told] == ([] if is_padding else ["U803"])
 
 
-@pytest.mark.parametrize("rate", [1e-4, 1e-3, 5e-3])
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 2e-2])
 def test_a_fine_tune_at_any_sane_rate_is_healthy(llama: Pair, tmp_path: Path, rate: float) -> None:
     model = healthy_model("llama", torch.float32)
-    trained(model, rate=rate, steps=6).save_pretrained(tmp_path / "tuned")
+    train(model, steps=3, learning_rate=rate, seed=12).save_pretrained(tmp_path / "tuned")
     assert found((llama[0], tmp_path / "tuned"), tmp_path, lambda state: None) == []
 
 
@@ -337,6 +346,16 @@ def test_biases_that_began_at_zero_may_grow(tmp_path: Path) -> None:
 
     base = broken(pair[0], tmp_path / "base", zero)
     assert found((base, pair[1]), tmp_path, lambda state: None) == []
+
+
+def test_small_biases_may_change_by_a_step_as_large_as_that_of_others(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    pair = tuned("qwen2", tmp_path / "qwen2")
+    old = load_file(pair[0] / "model.safetensors")
+    biases = [name for name in old if name.endswith("bias")]
+    base = broken(pair[0], tmp_path / "base", lambda s: [s[name].mul_(0.06) for name in biases])
+    assert found((base, pair[1]), tmp_path, lambda s: [s[n].sub_(0.94 * old[n]) for n in biases]) == []
 
 
 def test_the_rows_that_turn_are_none_without_a_configuration_that_says_so() -> None:

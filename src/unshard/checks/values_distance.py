@@ -31,7 +31,11 @@ _FEWEST, _FEWEST_TOGETHER = 8, 64
 # Biases and new modules begin at zero, so that every change of them is large.
 _BEGAN_AT_ZERO = 1e-3
 # A change as large as the weights themselves is no fine-tuning; weights as they were made grow in training.
-_MOST_OF_MODEL, _MOST_OF_UNTRAINED = 1.0, 10.0
+_MOST_OF_MODEL, _MOST_OF_UNTRAINED = 2.0, 10.0
+# What training adds is at a right angle to what was there, so that weights grow: a change of 0.7 makes them
+# 1.22 times as long. What was overwritten by its like keeps its length.
+_OVERWRITTEN, _KEPT_LENGTH = 0.7, 1.15
+_FAR_SMALL = 0.6
 _PARTS = (8, 4, 2)
 # Samples of 128 numbers with nothing in common have a cosine of 0.09, give or take.
 _LEAST_SAMPLE = 128
@@ -60,11 +64,14 @@ def find_far(evidence: Evidence, deltas: Mapping[str, Delta]) -> Iterator[Findin
     median = statistics.median(delta.relative for delta in changed.values())
     found |= {name: _told(rest[name], median) for name in _outliers(rest)}
     yield from together("U825", found, _REMEDY)
-    if not found and median >= (_MOST_OF_MODEL if _is_trained(evidence) else _MOST_OF_UNTRAINED):
+    length = statistics.median(delta.norm / delta.other_norm for delta in changed.values())
+    is_overwritten = median >= _OVERWRITTEN and length < _KEPT_LENGTH
+    if not found and (is_overwritten or median >= _most(evidence)):
         yield finding(
             "U825",
             subject="the model",
-            saw=f"{counted(len(changed), 'tensor')} differ by {median:.0%} of the base's norm (median)",
+            saw=f"{counted(len(changed), 'tensor')} differ by {median:.0%} of the base's norm and are"
+            f" {length:.3g} times as long (medians)",
             expected="a few percent, as fine-tuned weights have",
             remedy=_REMEDY,
         )
@@ -91,7 +98,7 @@ def _outliers(deltas: Mapping[str, Delta]) -> list[str]:
     small = [name for name in found if deltas[name].count < _FEWEST_TOGETHER]
     if sum(deltas[name].count for name in small) >= _FEWEST_TOGETHER:
         return found
-    return [name for name in found if name not in small or deltas[name].relative >= _MOST_OF_MODEL]
+    return [name for name in found if name not in small or deltas[name].relative >= _FAR_SMALL]
 
 
 def _step(delta: Delta) -> float:
@@ -103,6 +110,11 @@ def _told(delta: Delta, median: float) -> str:
         f"differs by {delta.relative:.0%} of the base's norm, where half of the tensors do by less than"
         f" {median:.2%}; cosine {delta.cosine:.3f}, {delta.norm / delta.other_norm:.3g} times as long"
     )
+
+
+def _most(evidence: Evidence) -> float:
+    """Return how much of its norm training may change the whole model."""
+    return _MOST_OF_MODEL if _is_trained(evidence) else _MOST_OF_UNTRAINED
 
 
 def _is_trained(evidence: Evidence) -> bool:
