@@ -32,11 +32,12 @@ from typing import Any
 from unshard import __version__
 from unshard.base import Base
 from unshard.checkpoint import Checkpoint
-from unshard.errors import DamagedFileError
+from unshard.errors import DamagedFileError, PathNotFoundError
 from unshard.findings import Finding
 from unshard.jsonable import to_json
 from unshard.match import Model
 from unshard.plan import Placement, Plan, SideFile
+from unshard.storage.files import InputFile
 from unshard.tensors import CastTensor
 from unshard.writers.torch_file import is_torch_file_name
 
@@ -95,9 +96,11 @@ def read_manifest(path: Path) -> Manifest | None:
 
     Raises:
         DamagedFileError: It is not a manifest this version can read.
+        InputError: It is no regular file, or cannot be read.
     """
     try:
-        plain = json.loads(path.read_bytes())
+        file = InputFile.describe(path)  # a FIFO of this name must not be waited for
+        plain = json.loads(file.read(0, file.size))
         if plain["manifest"] != _VERSION:
             raise DamagedFileError(
                 path, "is a manifest of another version", saw=plain["manifest"], expected=_VERSION
@@ -110,7 +113,7 @@ def read_manifest(path: Path) -> Manifest | None:
         }
         plain = {key: value for key, value in plain.items() if key != "manifest"}
         return Manifest(**{**plain, "tensors": tensors})
-    except FileNotFoundError:
+    except PathNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(

@@ -25,6 +25,7 @@ from tiny_models import (
     write_folder,
 )
 from unshard.errors import DamagedFileError, InferenceError, OptionError
+from unshard.inference.architectures import load_config
 from unshard.inference.loading import LoadedModel, load_model
 from unshard.plan import SideFile
 
@@ -334,3 +335,9 @@ def test_the_folder_it_was_laid_out_in_is_gone(tmp_path: Path, monkeypatch: pyte
     assert loaded.model.config.name_or_path == str(folder)
     shutil.rmtree(folder)  # even then: what is mapped stays
     assert logits_of(loaded.model, TOKENS).isfinite().all()
+
+
+def test_a_configuration_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InferenceError, match="is not a regular file"):
+        load_config(tmp_path)

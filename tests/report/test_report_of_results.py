@@ -183,3 +183,16 @@ def test_a_plan_has_no_report(scene: Path, tmp_path: Path, unshard: Unshard) -> 
     )
     assert said.code == 2
     assert not (tmp_path / "report.html").exists()
+
+
+def test_tensors_with_hostile_names_are_compared_on_a_page_that_runs_none_of_them(
+    unshard: Unshard, tmp_path: Path
+) -> None:
+    names = ["<script>alert(1)</script>", "</script>", "' onload=", "x" * 300, "__proto__", "${x}"]
+    for number, side in enumerate("ab"):
+        state = {name: torch.full((2, 2), float(number + k)) for k, name in enumerate(names)}
+        torch.save(state, tmp_path / f"{side}.pt")
+    page = tmp_path / "page.html"
+    assert unshard("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--report", page).code == 0
+    assert page.exists()
+    assert "<script>alert" not in page.read_text()

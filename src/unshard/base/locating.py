@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from unshard.base.configuration import read_config
 from unshard.base.downloading import download_snapshot
 from unshard.base.hub_cache import cache_folder, cached_snapshot, is_repository_name, snapshot_of
 from unshard.errors import BaseModelError
@@ -121,7 +121,8 @@ def _what_it_is_instead(folder: Path) -> tuple[str, str]:
 def _adapted(folder: Path) -> str:
     """Return ": <name>" for the model that an adapter names, or "" where it names none."""
     try:
-        name = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        _, settings = read_config(folder / "adapter_config.json")
+    except BaseModelError:
         return ""
+    name = settings.get("base_model_name_or_path")
     return f": --base {name}" if isinstance(name, str) and name else ""
