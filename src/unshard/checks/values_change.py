@@ -57,7 +57,8 @@ def find_change(evidence: Evidence) -> Iterator[Finding]:
         yield finding(
             "U811",
             subject="the model",
-            saw=f"0 of {counted(len(deltas), 'tensor')} differ from the base: this is the base{only}",
+            saw=f"0 of {counted(len(deltas), 'tensor')} differ from the base:"
+            f" {_what(evidence, deltas)}{only}",
             expected="at least one tensor that training changed",
             remedy="Take the checkpoint that training wrote, not the one it began with; an adapter has to be"
             " merged, or kept beside the base.",
@@ -74,6 +75,14 @@ def find_change(evidence: Evidence) -> Iterator[Finding]:
         f" differ; where they do, by {relative:.2%} of the base's norm (median)"
         + (f"; unchanged: {_groups(same, deltas)}" if same else ""),
     )
+
+
+def _what(evidence: Evidence, deltas: Mapping[str, Delta]) -> str:
+    """Return what it means that nothing differs of what could be compared."""
+    left = len(evidence.base_tensors.keys() - deltas.keys())
+    if not left:
+        return "this is the base"
+    return f"what could be compared is the base's, and {left:,} of its tensors could not"
 
 
 def _is_only_rounded(evidence: Evidence, name: str, delta: Delta) -> bool:
