@@ -56,7 +56,7 @@ report_option = click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Also write one page to look at. Where the command does not read every tensor anyway, as `convert` and "
+    help="Also write one page to look at. Where a command has not read every tensor, as `convert` and "
     "`verify`, they are read once more for it, and the base's beside them.",
 )
 workers_option = click.option(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from unshard.base.side_files import is_side_file
 from unshard.checks.table import CHECKS, run_checks
 from unshard.diagnosis.description import Diagnosis, JudgedTensor
 from unshard.diagnosis.examining import examine_model, examine_run, measured
@@ -105,15 +106,18 @@ def check(
 def _model_folder(paths: list[Path]) -> ModelFolder | None:
     """Return the model folder that was given, or None where weights do not lie at the top of one.
 
-    Files of other names are a model's where a configuration lies beside them; else they are a run's.
+    Weights alone are a checkpoint that a base completes; a model has a configuration, or lacks it beside
+    other files that belong to a model.
     """
     if len(paths) != 1 or not paths[0].is_dir():
         return None
     folder = read_model_folder(paths[0])
     own, _ = choose_weights(folder.names)
     named = any(map(_WEIGHTS.fullmatch, folder.names))
-    beside_config = "config.json" in folder.names and any(name.endswith(".safetensors") for name in own)
-    return folder if named or beside_config else None
+    configured = "config.json" in folder.names
+    if named:
+        return folder if configured or any(map(is_side_file, folder.names)) else None
+    return folder if configured and any(name.endswith(".safetensors") for name in own) else None
 
 
 def _bare_model_folder(paths: list[Path]) -> ModelFolder | None:
