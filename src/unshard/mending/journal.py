@@ -16,7 +16,6 @@ from a stranger, and its journal, too: names that lead out of the folder, and li
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from unshard.errors import OutputError, UnsafeFileError
+from unshard.storage.folders import sync
 
 JOURNAL_FOLDER = ".unshard-mend"
 JOURNAL = "journal.json"
@@ -242,15 +242,3 @@ def _sync_places(folder: Path, journal: Journal) -> None:
     for parent in {(folder / name).parent for name in names}:
         if parent.exists():
             sync(parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)

@@ -24,10 +24,10 @@ from unshard.mending.journal import (
     complete,
     finish,
     recover,
-    sync,
     take_back,
     write_journal,
 )
+from unshard.storage.folders import sync
 from unshard.storage.output_errors import output_errors
 
 

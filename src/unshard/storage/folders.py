@@ -52,7 +52,7 @@ def new_folder(target: Path, *, overwrite: bool, durable: bool) -> Iterator[Path
                 _sync_tree(folder)
             _put_folder(folder, target, overwrite=overwrite)
             if durable:
-                _sync(target.parent)
+                sync(target.parent)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def new_files(folder: Path, names: Sequence[str], *, overwrite: bool, durable: b
                 _sync_tree(staged)
             _put_files(staged, targets, overwrite=overwrite)
             if durable:
-                _sync(targets[-1].parent)
+                sync(targets[-1].parent)
 
 
 def require_space(target: Path, byte_count: int) -> None:
@@ -159,7 +159,7 @@ def _parents(target: Path, *, durable: bool) -> Iterator[None]:
             for parent in reversed(missing):
                 parent.mkdir(exist_ok=True)
                 if durable:
-                    _sync(parent.parent)
+                    sync(parent.parent)
         yield
     except BaseException:
         for parent in missing:
@@ -213,11 +213,11 @@ def _sync_tree(folder: Path) -> None:
     """Wait until the disk has every file and folder under `folder`."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
-            _sync(Path(place, name))
-        _sync(Path(place))
+            sync(Path(place, name))
+        sync(Path(place))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the disk has `path`: a file, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
