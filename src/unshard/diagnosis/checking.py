@@ -18,6 +18,7 @@ from unshard.errors import UnknownLayoutError
 from unshard.findings import Finding
 from unshard.match import Choices
 from unshard.model_folder import ModelFolder, read_model_folder
+from unshard.model_folder.listing import list_model_folder
 from unshard.model_folder.weight_files import choose_weights
 from unshard.progress import Progress, Silence
 from unshard.readers import Places, as_paths
@@ -111,13 +112,13 @@ def _model_folder(paths: list[Path]) -> ModelFolder | None:
     """
     if len(paths) != 1 or not paths[0].is_dir():
         return None
-    folder = read_model_folder(paths[0])
-    own, _ = choose_weights(folder.names)
-    named = any(map(_WEIGHTS.fullmatch, folder.names))
-    configured = "config.json" in folder.names
-    if named:
-        return folder if configured or any(map(is_side_file, folder.names)) else None
-    return folder if configured and any(name.endswith(".safetensors") for name in own) else None
+    names = list_model_folder(paths[0]).names
+    configured = "config.json" in names
+    if any(map(_WEIGHTS.fullmatch, names)):
+        is_model = configured or any(map(is_side_file, names))
+    else:
+        is_model = configured and any(name.endswith(".safetensors") for name in choose_weights(names)[0])
+    return read_model_folder(paths[0]) if is_model else None
 
 
 def _bare_model_folder(paths: list[Path]) -> ModelFolder | None:
