@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unshard.base import Base, ExpectedTensor, find_base
-from unshard.base.configuration import read_config
+from unshard.base.of_model import base_of_model
 from unshard.checkpoint import Checkpoint
 from unshard.dtypes import DTYPES
 from unshard.engines.workers import default_workers
@@ -164,17 +164,7 @@ def _source_tensors(
     choices = Choices(dtype=options.get("dtype", "base"), lora_alpha=options.get("lora_alpha"))
     if written.layout.name == ADAPTER_LAYOUT:
         return source, keep_adapter(source, None, choices).model.tensors
-    config_path = written.path / "config.json"
-    content, config = read_config(config_path) if config_path.is_file() else (b"{}", {})
-    model = Base(
-        path=written.path,
-        reference=str(written.path),
-        origin="the model that is verified",
-        config_bytes=content,
-        config=config,
-        expected={name: ExpectedTensor(t.shape, t.dtype) for name, t in written.tensors.items()},
-        expected_from="the headers of the model that is verified",
-    )
+    model = base_of_model(written, "the model that is verified")
     source = with_shapes(source, model, accept_inferred=False)
     if source.layout.name == ADAPTER_LAYOUT:
         found, _ = find_base(source, reference=reference, download=False, model_class=False)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unshard.base import Base, ExpectedTensor, find_base
-from unshard.base.configuration import read_config
+from unshard.base import Base, find_base
+from unshard.base.of_model import base_of_model
 from unshard.checkpoint import Checkpoint
 from unshard.errors import InputError, UnshardError
 from unshard.match import outline_of, with_shapes
@@ -15,6 +15,8 @@ from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.recipes.ties import shared_pairs
 from unshard.recipes.wrappers import AMBIGUOUS_WRAPPERS, WRAPPERS, without_segments
 from unshard.tensors import DescribedTensor
+
+_ROLE = "what it is compared with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ def _model_of(checkpoint: Checkpoint, other: Checkpoint, known: Base | None) -> 
     that is a model folder and this is not, or if only this one's names have wrappers in them.
     """
     if checkpoint.layout.name == "peft-adapter" and known is None:
-        return find_base(checkpoint, reference=None, download=False, model_class=False)[0] or _as_base(other)
+        return find_base(checkpoint, reference=None, download=False, model_class=False)[0] or base_of_model(
+            other, _ROLE
+        )
     if checkpoint.unshaped is None and checkpoint.tensors.keys() == other.tensors.keys():
         return None
     if known is not None:
@@ -68,7 +72,7 @@ def _model_of(checkpoint: Checkpoint, other: Checkpoint, known: Base | None) -> 
     if checkpoint.layout.is_model_folder or other.unshaped is not None:
         return None
     if other.layout.is_model_folder or _plainness(checkpoint) < _plainness(other):
-        return _as_base(other)
+        return base_of_model(other, _ROLE)
     return None
 
 
@@ -77,21 +81,6 @@ def _plainness(checkpoint: Checkpoint) -> tuple[bool, int]:
     wrappers = {*WRAPPERS, *AMBIGUOUS_WRAPPERS}
     wrapped = sum(without_segments(name, wrappers) != name for name in checkpoint.tensors)
     return checkpoint.unshaped is None, -wrapped
-
-
-def _as_base(other: Checkpoint) -> Base:
-    """Return the other side as the model that names, shapes and settings are taken from."""
-    path = other.path / "config.json"
-    content, config = read_config(path) if path.is_file() else (b"{}", {})
-    return Base(
-        path=other.path,
-        reference=str(other.path),
-        origin="what it is compared with",
-        config_bytes=content,
-        config=config,
-        expected={name: ExpectedTensor(t.shape, t.dtype) for name, t in other.tensors.items()},
-        expected_from="the headers of what it is compared with",
-    )
 
 
 def _lead(checkpoint: Checkpoint, model: Base | None, notes: list[str]) -> Named:
