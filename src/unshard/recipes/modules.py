@@ -29,9 +29,16 @@ class ModulePlace:
     kind: str
 
 
+def layer_of(name: str) -> tuple[str, int, str] | None:
+    """Return the stack, the number of the layer, and the name in it; None outside of layers."""
+    match = _LAYER.match(name)
+    return None if match is None else (match[1], int(match[2]), match[3])
+
+
 def module_place(name: str) -> ModulePlace:
     """Return where the tensor of this name is."""
-    match = _LAYER.match(name)
-    if match is None:
+    found = layer_of(name)
+    if found is None:
         return ModulePlace("", None, _EXPERT.sub("*", name))
-    return ModulePlace(match[1], int(match[2]), _EXPERT.sub("*", match[3]))
+    stack, layer, rest = found
+    return ModulePlace(stack, layer, _EXPERT.sub("*", rest))

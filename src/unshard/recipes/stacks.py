@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.(\d{1,6})\.(.+)$")
+from unshard.recipes.modules import layer_of
+
 _EXPERT = re.compile(r"(?<=experts\.)(\d{1,6})(?=\.)")
 
 
@@ -40,13 +41,13 @@ def stacks_of(names: Iterable[str]) -> tuple[Stack, ...]:
     layers: dict[str, dict[int, set[str]]] = {}
     experts: dict[str, dict[tuple[int, str], set[int]]] = {}
     for name in names:
-        match = _LAYER.match(name)
-        if match is None:
+        place = layer_of(name)
+        if place is None:
             continue
-        prefix, number = match[1], int(match[2])
-        form = _EXPERT.sub("N", match[3], count=1)
+        prefix, number, rest = place
+        form = _EXPERT.sub("N", rest, count=1)
         layers.setdefault(prefix, {}).setdefault(number, set()).add(form)
-        if expert := _EXPERT.search(match[3]):
+        if expert := _EXPERT.search(rest):
             experts.setdefault(prefix, {}).setdefault((number, form), set()).add(int(expert[1]))
     return tuple(
         Stack(
