@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from unshard.base.configuration import TIE_FLAG, Config, places_of, tie_flag
 from unshard.checks.evidence import Check, Evidence
-from unshard.checks.values_samples import read_sample_bytes
 from unshard.checks.words import quoted
 from unshard.errors import InputError
 from unshard.findings import Finding, finding
@@ -20,6 +19,7 @@ from unshard.match.questions import Answer, EqualQuestion, answer_questions
 from unshard.match.ties import find_ties
 from unshard.recipes.ties import is_output_head, shared_pairs
 from unshard.tensors import Tensor, element_count
+from unshard.tensors.sampling import read_sample_bytes
 
 # What is looked at of a tensor without being asked for its bytes: as many runs of numbers, as long.
 _RUNS, _LENGTH = 64, 1024

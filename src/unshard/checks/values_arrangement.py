@@ -69,15 +69,17 @@ def find_arrangement(evidence: Evidence) -> Iterator[Finding]:
         if is_weight(evidence.tensors[name]) and delta.count >= _FEWEST_IN_MATRIX
     }
     found = Arrangement()
+    places = PlacesOfBase({n: t for n, t in evidence.base_tensors.items() if t.dtype.kind == "float"})
     if evidence.is_deep:
-        _explain(evidence, [name for name, delta in matrices.items() if delta.cosine < _LOOKED_AT], found)
+        strange = [name for name, delta in matrices.items() if delta.cosine < _LOOKED_AT]
+        _explain(evidence, places, strange, found)
     explained = found.held.keys() | found.orders.keys()
     rest = {name: delta for name, delta in matrices.items() if name not in explained}
     if _is_unrelated(evidence, rest):
         yield _unrelated(rest)
         return
     if evidence.is_deep:
-        _explain(evidence, _far_vectors(evidence, deltas), found)
+        _explain(evidence, places, _far_vectors(evidence, deltas), found)
     yield from _exchanged(found.held)
     yield from _out_of_order(found.held)
     yield from _reordered(found.orders, deltas)
@@ -87,7 +89,7 @@ def find_arrangement(evidence: Evidence) -> Iterator[Finding]:
     named = {*found.held, *found.orders, *random, *factors_of(evidence), *shifted_norms(evidence)}
     named |= far_scales(evidence).keys() | zero_tails(evidence).keys()
     unnamed = {name: delta for name, delta in deltas.items() if name not in named}
-    yield from find_far(evidence, {n: d for n, d in unnamed.items() if not _is_broken(evidence, n)})
+    yield from find_far(evidence, places, {n: d for n, d in unnamed.items() if not _is_broken(evidence, n)})
 
 
 def _far_vectors(evidence: Evidence, deltas: dict[str, Delta]) -> list[str]:
@@ -99,10 +101,9 @@ def _far_vectors(evidence: Evidence, deltas: dict[str, Delta]) -> list[str]:
     return [name for name, delta in vectors.items() if delta.relative > least]
 
 
-def _explain(evidence: Evidence, names: list[str], found: Arrangement) -> None:
+def _explain(evidence: Evidence, places: PlacesOfBase, names: list[str], found: Arrangement) -> None:
     """Look for what explains tensors; all of them unless a first look at some explains none."""
-    base = {name: t for name, t in evidence.base_tensors.items() if t.dtype.kind == "float"}
-    places = PlacesOfBase(base)
+    base = places.base
     first = names[:: max(1, len(names) // _FIRST_LOOK)]
     others = [name for name in names if name not in set(first)]
     before = len(found.held) + len(found.orders)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.module_kinds import by_kind, place_of
 from unshard.checks.values_numbers import is_weight
-from unshard.checks.values_samples import read_sample
 from unshard.errors import InputError, listed
 from unshard.findings import Finding, finding
 from unshard.measures import Delta
 from unshard.sizes import counted
 from unshard.tensors import CastTensor, Tensor
+from unshard.tensors.sampling import read_sample
 
 if TYPE_CHECKING:
     import numpy as np

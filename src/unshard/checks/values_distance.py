@@ -11,13 +11,13 @@ from unshard.checks.evidence import Evidence
 from unshard.checks.values_numbers import is_weight, together
 from unshard.checks.values_orders import ALIKE, part_samples
 from unshard.checks.values_places import PlacesOfBase
-from unshard.checks.values_samples import cosine_of, read_numbers
 from unshard.errors import InputError
 from unshard.findings import Finding, finding
 from unshard.measures import Delta
 from unshard.recipes.ties import has_row_per_token
 from unshard.sizes import counted
 from unshard.tensors import Tensor, element_count
+from unshard.tensors.sampling import cosine_of, read_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,17 +49,18 @@ _REMEDY = (
 )
 
 
-def find_far(evidence: Evidence, deltas: Mapping[str, Delta]) -> Iterator[Finding]:
+def find_far(evidence: Evidence, places: PlacesOfBase, deltas: Mapping[str, Delta]) -> Iterator[Finding]:
     """Yield that tensors, or the whole model, are far from the base.
 
     Args:
         evidence: What is known.
+        places: The base's floating tensors.
         deltas: The changes that nothing more exact explains.
     """
     changed = {name: delta for name, delta in deltas.items() if delta.changed and not began_at_zero(delta)}
     if not changed:
         return
-    found = dict(_parts(evidence, changed))
+    found = dict(_parts(evidence, places, changed))
     rest = {name: delta for name, delta in changed.items() if name not in found}
     median = statistics.median(delta.relative for delta in changed.values())
     found |= {name: _told(rest[name], median) for name in _outliers(rest)}
@@ -132,10 +133,11 @@ def _is_trained(evidence: Evidence) -> bool:
     return not numbers or any(each.min() < each.max() for each in numbers)
 
 
-def _parts(evidence: Evidence, deltas: Mapping[str, Delta]) -> Iterator[tuple[str, str]]:
+def _parts(
+    evidence: Evidence, places: PlacesOfBase, deltas: Mapping[str, Delta]
+) -> Iterator[tuple[str, str]]:
     """Yield tensors of which a part is the base's and another is not, and which, in words."""
-    base = {name: t for name, t in evidence.base_tensors.items() if t.dtype.kind == "float"}
-    places = PlacesOfBase(base)
+    base = places.base
     far = [
         name
         for name, delta in deltas.items()

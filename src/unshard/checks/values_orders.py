@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unshard.base.configuration import Config, lookup_int
-from unshard.checks.values_samples import cosine_of, read_box, read_numbers
 from unshard.tensors import Box, Tensor
+from unshard.tensors.sampling import cosine_of, read_box, read_numbers
 
 if TYPE_CHECKING:
     import numpy as np

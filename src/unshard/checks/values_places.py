@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from unshard.checks.module_kinds import Place, place_of
 from unshard.checks.values_orders import ALIKE
-from unshard.checks.values_samples import cosine_of, read_numbers, read_sample
 from unshard.tensors import Tensor, element_count
+from unshard.tensors.sampling import cosine_of, read_numbers, read_sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +34,19 @@ _MOST_STRANGERS = 1024
 
 
 class PlacesOfBase:
-    """The base's tensors, by what a tensor could have been exchanged with."""
+    """The base's tensors, by what a tensor could have been exchanged with.
+
+    Attributes:
+        base: The tensors, by name.
+    """
 
     def __init__(self, base: Mapping[str, Tensor]) -> None:
-        self._base = base
+        self.base = base
         self._samples: dict[str, np.ndarray] = {}
 
     @cached_property
     def _at(self) -> dict[str, Place]:
-        return {name: place_of(name) for name in self._base}
+        return {name: place_of(name) for name in self.base}
 
     @cached_property
     def _neighbours(self) -> dict[tuple[object, ...], list[str]]:
@@ -56,14 +60,14 @@ class PlacesOfBase:
     @cached_property
     def _of_shape(self) -> dict[tuple[int, ...], list[str]]:
         found: dict[tuple[int, ...], list[str]] = {}
-        for name, tensor in self._base.items():
+        for name, tensor in self.base.items():
             found.setdefault(tensor.shape, []).append(name)
         return found
 
     def candidates(self, name: str, shape: tuple[int, ...]) -> list[str]:
         """Return the other tensors of this shape in the same layer, and of the same kind elsewhere."""
         found = (other for key in _keys(place_of(name)) for other in self._neighbours.get(key, ()))
-        return [each for each in dict.fromkeys(found) if each != name and self._base[each].shape == shape]
+        return [each for each in dict.fromkeys(found) if each != name and self.base[each].shape == shape]
 
     def strangers(self, name: str, shape: tuple[int, ...]) -> list[str]:
         """Return the tensors of this shape that are of another kind and in another layer; not too many."""
@@ -90,8 +94,8 @@ class PlacesOfBase:
         sample = read_sample(ours, *_CHOOSING)
         best = max(candidates, key=lambda each: cosine_of(sample, self._sample(each)))
         large = read_sample(ours, *_DECIDING)
-        straight = cosine_of(large, read_sample(self._base[name], *_DECIDING))
-        crossed = cosine_of(large, read_sample(self._base[best], *_DECIDING))
+        straight = cosine_of(large, read_sample(self.base[name], *_DECIDING))
+        crossed = cosine_of(large, read_sample(self.base[best], *_DECIDING))
         return (best, crossed, straight) if crossed > max(ALIKE, straight + ALIKE / 2) else None
 
     def _vector_held_by(
@@ -102,22 +106,22 @@ class PlacesOfBase:
         count = element_count(ours)
         if not _SHORTEST_VECTOR <= count <= _LONGEST_VECTOR:
             return None
-        numbers, own = read_numbers(ours, 0, count), read_numbers(self._base[name], 0, count)
+        numbers, own = read_numbers(ours, 0, count), read_numbers(self.base[name], 0, count)
         distance = {
-            each: float(np.linalg.norm(numbers - read_numbers(self._base[each], 0, count)))
+            each: float(np.linalg.norm(numbers - read_numbers(self.base[each], 0, count)))
             for each in candidates
         }
         best = min(distance, key=distance.__getitem__)
         if not distance[best] * _CLOSER < float(np.linalg.norm(numbers - own)):
             return None
-        other = read_numbers(self._base[best], 0, count)
+        other = read_numbers(self.base[best], 0, count)
         return best, cosine_of(numbers, other), cosine_of(numbers, own)
 
     def _sample(self, name: str) -> np.ndarray:
         import numpy as np
 
         if name not in self._samples:
-            self._samples[name] = read_sample(self._base[name], *_CHOOSING).astype(np.float32)
+            self._samples[name] = read_sample(self.base[name], *_CHOOSING).astype(np.float32)
         return self._samples[name]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from unshard.checks.evidence import Check, Evidence
 from unshard.checks.values_numbers import is_weight
-from unshard.checks.values_samples import read_numbers
 from unshard.errors import InputError, listed
 from unshard.findings import Finding, finding
 from unshard.recipes.ties import has_row_per_token
 from unshard.tensors import Tensor, element_count
+from unshard.tensors.sampling import read_numbers
 
 # So many zeros in a row are no accident, and less than any block of a disk leaves.
 _FEWEST = 1024

@@ -18,6 +18,7 @@ from unshard.errors import MatchError
 from unshard.findings import Finding, finding
 from unshard.match.restored import Arranged
 from unshard.tensors import CastTensor, Tensor
+from unshard.tensors.sampling import cosine_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,8 +67,8 @@ def order_questions(
 def best_order(question: OrderQuestion) -> tuple[bool | None, str]:
     """Return whether the rows are in the base's order, None where nothing tells; and what was seen."""
     base = _sample(question.base)
-    own = _cosine(_sample(question.arranged.tensor), base)
-    others = [(_cosine(_sample(tensor), base), words) for words, tensor in question.arranged.others.items()]
+    own = cosine_of(_sample(question.arranged.tensor), base)
+    others = [(cosine_of(_sample(tensor), base), words) for words, tensor in question.arranged.others.items()]
     best, words = max(others, default=(-1.0, ""))
     seen = f"cosine {own:.2f} to the base's as translated"
     if best > _LIKE and best - own > _CLEARLY:
@@ -89,15 +90,6 @@ def _sample(tensor: Tensor) -> np.ndarray:
     for place, row in enumerate(picked):
         plain.read(row * columns, row * columns + width, memoryview(found[place]).cast("B"))
     return found.astype(np.float64)
-
-
-def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the cosine of two samples; 0 where there is none."""
-    import numpy as np
-
-    lengths = float(np.sqrt((first * first).sum() * (second * second).sum()))
-    cosine = float((first * second).sum()) / lengths if lengths else 0.0
-    return cosine if np.isfinite(cosine) else 0.0
 
 
 def check_orders(seen: Mapping[str, tuple[bool | None, str]], path: Path) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unshard.base.head_counts import HeadCounts
@@ -210,8 +210,3 @@ def _swapped(tensor: DescribedTensor, step: Swap) -> DescribedTensor:
     _dim(tensor, max(step.first, step.second))
     order[step.first], order[step.second] = step.second, step.first
     return permute(tensor, order)
-
-
-def shapes_of(columns: Sequence[Sequence[DescribedTensor]]) -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of tensors, one after the other."""
-    return (tensor.shape for column in columns for tensor in column)

@@ -1,4 +1,4 @@
-"""Small parts of large tensors, read where statistics have raised a question.
+"""Small parts of large tensors, for questions that a few thousand numbers answer.
 
 Memory:
     A few thousand numbers at a time, whatever the size of the tensor.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unshard.tensors import Box, Tensor, element_count
-from unshard.tensors.boxes import box_ranges
+from unshard.tensors.boxes import Box, box_ranges
+from unshard.tensors.described import Tensor, element_count
 
 if TYPE_CHECKING:
     import numpy as np
