@@ -13,11 +13,14 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from raw_tensors import store
 from specimens import bytes_of
+from unshard.base import Base
+from unshard.checkpoint import Checkpoint, Layout
 from unshard.dtypes import DTYPES
 from unshard.errors import MatchError, UnsupportedLayoutError
 from unshard.match.dequantising import NotDequantisedError, dequantise
-from unshard.match.quantised import dequantised_weights
+from unshard.match.quantised import undo_quantisation
 from unshard.match.quantised_groups import Group
+from unshard.match.restored import Choices, Restored
 from unshard.recipes.quantised import BNB4, BNB8, E2M1, FP4, NF4
 from unshard.tensors import CastTensor, Tensor, element_count
 
@@ -29,7 +32,11 @@ def dequantised(
     state: Mapping[str, torch.Tensor], folder: Path, settings: dict[str, object] | None = None
 ) -> dict[str, Tensor]:
     config = {} if settings is None else {"quantization_config": settings}
-    return dict(dequantised_weights(store(folder / "weights.bin", state), config, folder))
+    tensors = store(folder / "weights.bin", state)
+    checkpoint = Checkpoint(folder, folder, Layout("full-state-dict", "a test's own", None, ()), tensors)
+    base = Base(folder, str(folder), "a test's own", b"", config, None, None)
+    restored = Restored(tensors, {name: (name,) for name in tensors})
+    return dict(undo_quantisation(restored, checkpoint, base, Choices(dtype="float32")).tensors)
 
 
 def values_of(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:

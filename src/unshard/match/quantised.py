@@ -47,26 +47,6 @@ def undo_quantisation(
     return _replaced(restored, groups, made)
 
 
-def dequantised_weights(tensors: Tensors, config: Config, path: Path) -> Mapping[str, DescribedTensor]:
-    """Return the tensors of a model with every quantised weight as the plain one that it stands for.
-
-    Adapters that were trained on a quantised base are merged into these.
-
-    Args:
-        tensors: The tensors of the model by name.
-        config: Its configuration.
-        path: What messages call it.
-
-    Raises:
-        MatchError: Parts of quantised weights are missing.
-        UnsupportedLayoutError: They lie in a way that is not known.
-    """
-    groups = find_groups(tensors)
-    _require_whole(path.name, groups, tensors, is_kept=False)
-    made = _dequantised(path, groups, tensors, settings_in(config))
-    return dict(_in_order(tensors, groups, made))
-
-
 def settings_in(config: Config) -> Settings:
     """Return the `quantization_config` of a configuration, at whatever level; empty where there is none."""
     found = (level[_KEY] for _, level in all_levels(config) if isinstance(level.get(_KEY), Mapping))
