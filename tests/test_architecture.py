@@ -12,7 +12,7 @@ SOURCE = Path(unshard.__file__).parent
 LAYERS = (
     {"errors", "findings", "pages", "dtypes", "progress", "sizes", "jsonable"},
     {"storage", "tensors"},
-    {"checkpoint"},
+    {"checkpoint", "record"},
     {"readers", "recipes"},
     {"base"},
     {"match", "model_folder"},
@@ -20,9 +20,9 @@ LAYERS = (
     {"writers", "manifest"},
     {"engines", "measures", "checks", "inference"},
     {"proof"},
-    {"inspection", "diagnosis", "comparison", "preparation", "verification"},
+    {"inspection", "diagnosis", "comparison", "preparation", "verification", "environment"},
     {"conversion", "mending", "report"},
-    {"demo", "cli", "__init__", "__main__"},
+    {"demo", "cli", "training", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms that are strangers to one another though they stand on one level.
@@ -31,8 +31,8 @@ STRANGERS = (
     {"inspection", "diagnosis", "comparison", "preparation", "verification"},
     {"engines", "inference"},
 )
-TORCH_ROOMS = {"inference", "demo"}
-TORCH_MODULES = {"proof/forward.py", "base/model_class.py"}
+TORCH_ROOMS = {"inference", "demo", "training"}
+TORCH_MODULES = {"proof/forward.py", "base/model_class.py", "environment/torch_facts.py"}
 # CPython's unpickler, given only classes that store what they are given; it runs in a process of its own,
 # under limits of the kernel, and what it says is checked like the file itself. tests/readers/test_unpickling*
 # hold it to what our own machine says.
@@ -111,6 +111,11 @@ def test_only_a_process_of_its_own_uses_the_inert_unpickler() -> None:
         name(module) for module in MODULES if "unshard.readers.unpickling.inert_unpickler" in imported(module)
     ]
     assert users == ["readers/dcp/table_process.py"]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_nothing_but_training_scripts_imports_the_room_for_them(module: Path) -> None:
+    assert room(module) == "training" or "training" not in rooms_used(module)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name)

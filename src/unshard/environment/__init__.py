@@ -1,0 +1,1 @@
+"""The software and hardware of this machine, beside those that a model was trained on."""

@@ -1,0 +1,1 @@
+"""What training tells about itself: `unshard.record.json`, read and written without torch."""
