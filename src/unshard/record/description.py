@@ -46,15 +46,17 @@ class TrainingConfig:
     """What training was asked to do, as data.
 
     Attributes:
-        kind: What it was given as: `dataclass`, `namespace`, `mapping`, `yaml`, `TrainingArguments`, ...
-        values: Its values, nested as they were; what has no plain form is told by its `repr`. Values whose
-            names are those of secrets are left out.
-        file: The name of the raw configuration that is kept beside the record unchanged, or None.
+        kind: What it was given as: `dataclass`, `namespace`, `mapping`, `yaml`, `json`,
+            `TrainingArguments`; or `several`, whose values then are those of each by its name.
+        values: Its values, nested as they were; what has no plain form is told by the name of its class.
+            Values whose names are those of secrets are left out.
+        files: Names of the files beside the record that hold it: the file that was given, unchanged, or
+            its values as JSON. A file that holds secrets is not copied.
     """
 
     kind: str
     values: Mapping[str, Any]
-    file: str | None
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
