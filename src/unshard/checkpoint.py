@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -33,6 +33,32 @@ class Layout:
     def is_model_folder(self) -> bool:
         """Whether it is made for inference, and not for resuming."""
         return self.name == "hugging-face"
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What the files tell of the program that wrote them, and of the devices that it ran on.
+
+    Attributes:
+        names: Full names of all classes and functions that pickles mention, torch's own among them.
+        devices: Where tensors lay when they were saved: `cpu`, `cuda:3`.
+        parts: What containers have besides tensors, which tells their version: `.format_version` of an
+            archive, `metadata.storage_meta` of DCP.
+    """
+
+    names: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_all(cls, traces: Iterable[Traces]) -> Traces:
+        """Return the traces of several files together."""
+        names, devices, parts = set[str](), set[str](), set[str]()
+        for each in traces:
+            names |= each.names
+            devices |= each.devices
+            parts |= each.parts
+        return cls(frozenset(names), frozenset(devices), frozenset(parts))
 
 
 ExtraKind = Literal["optimizer", "scheduler", "rng", "step", "value", "file"]
@@ -206,6 +232,7 @@ class Checkpoint:
         unshaped: Tensors that no file tells the shape of, or None where every tensor is in `tensors`.
         extras: What else is there. Never read.
         classes: Classes named by a pickle that are neither torch's nor Python's own, by full name.
+        traces: What the files tell of the program that wrote them.
         steps: All checkpoints found side by side, oldest first, this one included.
         training: Training parameters found beside it.
         base_hints: Where the base may be, best first.
@@ -230,6 +257,7 @@ class Checkpoint:
     unshaped: Unshaped | None = None
     extras: tuple[Extra, ...] = ()
     classes: tuple[str, ...] = ()
+    traces: Traces = Traces()
     steps: tuple[Step, ...] = ()
     training: TrainingParameters | None = None
     base_hints: tuple[BaseHint, ...] = ()

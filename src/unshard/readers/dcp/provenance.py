@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from unshard.checkpoint import Layout
+from unshard.checkpoint import Layout, Traces
 from unshard.readers.dcp.tables import Tables
 from unshard.readers.folders import Folder
 
@@ -86,6 +86,12 @@ def describe_layout(tables: Tables, folder: Folder) -> Layout:
     writer, told = next(((w, told) for w, told, holds in _WRITERS if holds(evidence)), (None, None))
     facts = [_ranks(tables.files), f"written by torch {_torch_version(tables)}"]
     return Layout("dcp", _TITLE, writer, tuple(filter(None, (*facts, *_transforms(tables), told))))
+
+
+def traces_of(tables: Tables) -> Traces:
+    """Return what the metadata tells of the torch that wrote it: its classes and its fields."""
+    fields = tables.facts.get("fields", "").split()
+    return Traces(frozenset(tables.classes), parts=frozenset(f"metadata.{name}" for name in fields))
 
 
 def _ranks(files: Sequence[str]) -> str:

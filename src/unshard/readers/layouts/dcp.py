@@ -31,7 +31,7 @@ from unshard.readers.dcp.groups import Groups, find_groups
 from unshard.readers.dcp.items import read_items
 from unshard.readers.dcp.metadata_file import read_metadata, read_metadata_of_ranks
 from unshard.readers.dcp.model import describe_chunks, incomplete
-from unshard.readers.dcp.provenance import describe_layout
+from unshard.readers.dcp.provenance import describe_layout, traces_of
 from unshard.readers.dcp.tables import Tables, TensorRow
 from unshard.readers.folders import Folder, size_of
 from unshard.readers.protocol import Candidate
@@ -93,6 +93,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         replicas=replicas,
         extras=(*groups.extras(), *_numbers(tables, groups, folder), *items.extras, *_beside(candidate)),
         classes=foreign_classes(tuple(tables.classes)),
+        traces=traces_of(tables),
         embedded=items.files,
         scratch_bytes=chunks.scratch_bytes,
         findings=tuple(_findings(tables, groups, chosen, select, chunks, folder)),

@@ -95,6 +95,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         replicas=replicas,
         extras=tuple(e for e in first.state.extras if not e.name.startswith(_METADATA)),
         classes=foreign_classes(first.state.saved.classes),
+        traces=first.state.saved.traces,
         findings=first.state.findings,
     )
 

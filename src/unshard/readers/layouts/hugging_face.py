@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from unshard.checkpoint import Checkpoint, Extra, Layout
+from unshard.checkpoint import Checkpoint, Extra, Layout, Traces
 from unshard.errors import IncompleteCheckpointError
 from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder, size_of
@@ -93,6 +93,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(checksum for part in parts for checksum in part.checksums),
         extras=(*_once(parts), *(_copies(folder, index) if is_folder else ())),
         classes=tuple(dict.fromkeys(name for part in parts for name in part.classes)),
+        traces=Traces.of_all(part.traces for part in parts),
         findings=(
             *(found for part in parts for found in part.findings),
             *(_numbers_told(folder, tensors) if is_folder else ()),

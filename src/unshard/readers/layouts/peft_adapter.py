@@ -67,6 +67,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(held.checksums),
         extras=held.extras,
         classes=held.classes,
+        traces=held.traces,
         findings=(*held.findings, *_told_of_others(folder)),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unshard.checkpoint import Checkpoint, Extra, Layout
+from unshard.checkpoint import Checkpoint, Extra, Layout, Traces
 from unshard.errors import IncompleteCheckpointError, UnsafeFileError, UnsupportedLayoutError
 from unshard.findings import Finding, finding
 from unshard.readers.distributed.gaps import find_gaps, find_missing, incomplete
@@ -62,6 +62,7 @@ def assemble(ranks: Ranks, states: Sequence[RankState], path: Path, layout: Layo
         unshaped=None if flat is None else flat.unshaped,
         extras=tuple(_extras(states)),
         classes=foreign_classes(_classes(states)),
+        traces=Traces.of_all(state.saved.traces for state in states),
         findings=tuple(_findings(ranks, states, united, world_size)),
     )
 

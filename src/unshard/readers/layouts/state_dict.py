@@ -73,5 +73,6 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(state.checksums),
         extras=state.extras,
         classes=foreign_classes(state.saved.classes),
+        traces=state.saved.traces,
         findings=state.findings,
     )

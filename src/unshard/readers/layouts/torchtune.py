@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from unshard.checkpoint import Checkpoint, Layout
+from unshard.checkpoint import Checkpoint, Layout, Traces
 from unshard.errors import IncompleteCheckpointError, UnsafeFileError
 from unshard.findings import finding
 from unshard.readers.folders import Folder
@@ -97,6 +97,7 @@ def open_candidate(candidate: Candidate, *, select: str | None) -> Checkpoint:
         checksums=Checksums.listed(checksum for part in parts for checksum in part.checksums),
         extras=tuple(dict.fromkeys(extra for part in parts for extra in part.extras)),
         classes=tuple(dict.fromkeys(name for part in parts for name in part.classes)),
+        traces=Traces.of_all(part.traces for part in parts),
         findings=tuple(found for part in parts for found in part.findings),
     )
 

@@ -24,7 +24,12 @@ from collections.abc import Iterable
 
 from unshard.errors import DamagedFileError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut, shown
-from unshard.readers.torch_save.torch_storages import Storage, TorchFile, parse_storage_reference
+from unshard.readers.torch_save.torch_storages import (
+    Storage,
+    TorchFile,
+    parse_storage_reference,
+    traces_of,
+)
 from unshard.readers.torch_save.zip_end import HINT_COPY
 from unshard.readers.unpickling import Pickle, cut_short, read_pickle_at
 from unshard.storage.files import InputFile
@@ -58,6 +63,7 @@ def describe_torch_legacy(file: InputFile) -> TorchFile:
         byte_order="little",
         classes=saved.classes,
         facts=("torch's legacy format",),
+        traces=traces_of(saved),
     )
 
 

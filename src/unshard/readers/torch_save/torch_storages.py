@@ -6,7 +6,7 @@ A storage is a stretch of bytes that tensors are views of. The pickle refers to 
     ("storage", class, key, location, count, view)    of the legacy format; view is (key, first, count)
 
 The count is in numbers of the class's format, or in bytes where the class is untyped. Where a storage
-was saved from (`cuda:3`) does not matter.
+was saved from (`cuda:3`) does not matter to what it holds.
 
 Source:
     torch/serialization.py (`persistent_id` in `_save` and `_legacy_save`).
@@ -14,17 +14,20 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from unshard.checkpoint import Traces
 from unshard.dtypes import BY_STORAGE, DTYPES, DType
 from unshard.errors import UnsafeFileError
 from unshard.readers.rendering import cut, shown
-from unshard.readers.unpickling import Global
+from unshard.readers.unpickling import Global, Pickle
 from unshard.storage.files import InputFile
 
 TOO_MANY = 1 << 62  # no count of anything in a file reaches this
+_DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class TorchFile:
         byte_order: How numbers of more than one byte are stored.
         classes: Full names of all classes and functions the pickle mentions.
         facts: What the container says of itself, in words.
+        traces: What it tells of the program that wrote it.
     """
 
     file: InputFile
@@ -63,6 +67,7 @@ class TorchFile:
     byte_order: Literal["little", "big"]
     classes: tuple[str, ...]
     facts: tuple[str, ...]
+    traces: Traces
 
     @property
     def has_checksums(self) -> bool:
@@ -114,6 +119,18 @@ def parse_storage_reference(value: object, subject: object) -> StorageReference 
     if type(count) is not int or not 0 <= count < TOO_MANY:
         raise impossible(subject, f"has a storage `{cut(key)}` of no possible length", saw=shown(count))
     return StorageReference(key, path, _storage_dtype(path), count, part)
+
+
+def traces_of(pickle: Pickle, parts: Iterable[str] = ()) -> Traces:
+    """Return what a file tells of the program that wrote it.
+
+    Args:
+        pickle: The object in it.
+        parts: What the file has besides the object and its storages.
+    """
+    tags = (value[3] for value in pickle.references if isinstance(value, tuple) and len(value) > 4)
+    devices = frozenset(tag for tag in tags if isinstance(tag, str) and _DEVICE.fullmatch(tag))
+    return Traces(frozenset(pickle.classes), devices, frozenset(parts))
 
 
 def _storage_dtype(path: str) -> DType | None:

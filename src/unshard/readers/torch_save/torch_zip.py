@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from unshard.errors import DamagedFileError, UnknownLayoutError, UnsafeFileError, UnsupportedLayoutError
 from unshard.readers.rendering import cut
-from unshard.readers.torch_save.torch_storages import Storage, TorchFile
+from unshard.readers.torch_save.torch_storages import Storage, TorchFile, traces_of
 from unshard.readers.torch_save.zip_directory import Archive, Member, describe_archive
 from unshard.readers.torch_save.zip_end import HINT_REPACK
 from unshard.readers.unpickling import read_pickle
@@ -29,6 +29,8 @@ from unshard.storage.files import InputFile
 PICKLE_BYTES = 64 << 20
 _SMALL_BYTES = 64
 _NEWEST_VERSION = 10  # kMaxSupportedFileFormatVersion
+# Members that not every version of torch writes.
+_TELLING = frozenset((".format_version", ".storage_alignment", "byteorder", ".data/serialization_id"))
 
 _OTHER_ARCHIVES = (
     (lambda name: name.startswith(("code/", "constants.pkl")), "a TorchScript archive (torch.jit.save)"),
@@ -68,6 +70,7 @@ def describe_torch_zip(file: InputFile, start: int, stop: int) -> TorchFile:
         byte_order="big" if byte_order == "big" else "little",
         classes=pickle.classes,
         facts=tuple(facts),
+        traces=traces_of(pickle, _TELLING & members.keys()),
     )
 
 

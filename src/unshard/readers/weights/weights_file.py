@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from unshard.checkpoint import Extra
+from unshard.checkpoint import Extra, Traces
 from unshard.findings import Finding
 from unshard.readers.rendering import cut
 from unshard.readers.torch_save.torch_state import describe_torch_state, foreign_classes
@@ -27,6 +27,7 @@ class WeightsFile:
     extras: tuple[Extra, ...] = ()
     classes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    traces: Traces = field(default_factory=Traces)
 
 
 def describe_weights_file(file: InputFile) -> WeightsFile:
@@ -53,4 +54,5 @@ def describe_weights_file(file: InputFile) -> WeightsFile:
         state.extras,
         foreign_classes(state.saved.classes),
         state.findings,
+        state.saved.traces,
     )
