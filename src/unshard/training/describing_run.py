@@ -1,0 +1,214 @@
+"""What of a training a record tells beside its tensors: the program, the model, the tokenizer, the base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import Module
+
+from unshard.base import Base
+from unshard.recipes.wrappers import WRAPPERS, without_segments
+from unshard.record.description import BaseOfTraining, Code, ModelOfTraining, TokenizerOfTraining
+from unshard.record.secrets import without_secrets, without_secrets_in_text, without_secrets_in_words
+from unshard.tensors import element_count
+from unshard.training.live_model import LiveModel
+from unshard.training.training_config import plain_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+_GIT_SECONDS = 10
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+# What torch's default generator begins with where nobody gave it a seed.
+# Source: c10/core/GeneratorImpl.h (`default_rng_seed_val`).
+_NO_SEED = 67280421310721
+
+
+def describe_code() -> Code:
+    """Return the program that runs; files that git does not know count where one is the main file.
+
+    Git is asked for at most a few seconds, reads only, and runs no program that the repository names.
+    """
+    words = without_secrets_in_words(sys.argv)
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    commit = None if main is None else _git(Path(main), "rev-parse", "HEAD")
+    if main is None or commit is None or not _COMMIT.fullmatch(commit):
+        return Code(words, None, None)
+    changes = _git(Path(main), "status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
+    is_known = _git(Path(main), "ls-files", "--error-unmatch", "--", Path(main).name) is not None
+    return Code(words, commit, None if changes is None else bool(changes) or not is_known)
+
+
+def _git(main: Path, *words: str) -> str | None:
+    """Return what git says in the folder of the main file, or None where it says nothing."""
+    folder = main.resolve().parent
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, check=True, timeout=_GIT_SECONDS, env=environment, text=True
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip()
+
+
+def seed_of_torch() -> int | None:
+    """Return the seed that torch was given, or None where it was given none."""
+    seed = int(torch.initial_seed())
+    return None if seed == _NO_SEED else seed
+
+
+def bare_model(model: Module) -> Module:
+    """Return the model inside wrappers that keep it as one of their modules, an adapter's included."""
+    for _ in range(16):
+        inner = next((model._modules[name] for name in ("module", *WRAPPERS) if _holds(model, name)), None)
+        if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if inner is None or inner is model:
+            return model
+        model = inner
+    return model
+
+
+def _holds(model: Module, name: str) -> bool:
+    """Return whether a wrapper keeps the whole model under a name; `module` may also be a part of one."""
+    inside = model._modules.get(name)
+    return inside is not None and len(model._modules) == 1
+
+
+def model_config_of(model: Module) -> PreTrainedConfig | None:
+    """Return the configuration of the model, of transformers' kind, or None where it has none."""
+    config = getattr(bare_model(model), "config", None)
+    return config if hasattr(config, "to_json_string") else None
+
+
+def describe_model(model: Module, live: LiveModel, config: PreTrainedConfig | None = None) -> ModelOfTraining:
+    """Return the model's class and configuration.
+
+    Args:
+        model: The model, wrapped or not.
+        live: The same, described.
+        config: Its configuration where it is not the model's own.
+    """
+    bare = bare_model(model)
+    config = model_config_of(model) if config is None else config
+    tensors = live.checkpoint.tensors
+    sizes = {name: element_count(t) for name, t in tensors.items() if name not in live.buffers}
+    frozen = set(_frozen_names(model))
+    return ModelOfTraining(
+        class_name=class_name_of(bare),
+        config=None if config is None else config_as_data(config),
+        attention=getattr(config, "_attn_implementation", None),
+        parameters=sum(sizes.values()),
+        trainable=sum(size for name, size in sizes.items() if name not in frozen),
+        ties=dict(live.ties),
+        adapter=_adapters_of(model),
+    )
+
+
+def class_name_of(model: Module) -> str:
+    """Return the full name of a model's class; FSDP2 makes a subclass of its own of it."""
+    kind = type(model)
+    if kind.__name__.startswith("FSDP") and kind.__mro__[1].__name__ == "FSDPModule":
+        kind = kind.__mro__[2]
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def config_as_data(config: PreTrainedConfig) -> Mapping[str, object]:
+    """Return a configuration as config.json has it."""
+    data = without_secrets(plain_values(json.loads(config.to_json_string())))
+    assert isinstance(data, dict)
+    return data
+
+
+def _frozen_names(model: Module) -> Iterator[str]:
+    """Yield the names, without wrappers, of parameters that are not trained."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            continue
+        # A flat parameter of FSDP1 knows the names of what is in it, relative to its module.
+        inside = getattr(parameter, "_fqns", None)
+        places = [name] if inside is None else [f"{name.rpartition('.')[0]}.{each}" for each in inside]
+        for place in places:
+            plain = without_segments(place.lstrip("."), WRAPPERS)
+            yield plain
+            yield plain.removeprefix("module.")
+
+
+def _adapters_of(model: Module) -> dict[str, object]:
+    """Return the configuration of every adapter of low rank, as PEFT has it, by name."""
+    configs = next((m.peft_config for m in _layers_around(model) if hasattr(m, "peft_config")), None)
+    if not isinstance(configs, Mapping):
+        return {}
+    return {str(name): without_secrets(plain_values(config)) for name, config in configs.items()}
+
+
+def _layers_around(model: Module) -> Iterator[Module]:
+    """Yield the model and what it wraps, from the outside in."""
+    for _ in range(16):
+        yield model
+        inner = next((model._modules[name] for name in ("module", *WRAPPERS) if _holds(model, name)), None)
+        if inner is None:
+            return
+        model = inner
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> TokenizerOfTraining | None:
+    """Return the tokenizer's class, size and the digests of the files that it saves; None for None."""
+    if tokenizer is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        digests = {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
+    return TokenizerOfTraining(type(tokenizer).__name__, len(inner), digests)
+
+
+def describe_base(
+    reference: str | Path | None, base: Base | None, config: PreTrainedConfig | None
+) -> BaseOfTraining | None:
+    """Return what training started from, with its commit on the hub, or None where nothing tells.
+
+    Args:
+        reference: What the script names.
+        base: What that was found to be.
+        config: The model's configuration, which knows where it was loaded from.
+    """
+    loaded = str(getattr(config, "name_or_path", None) or "")
+    named = str(reference) if reference is not None else loaded or (base.reference if base else "")
+    if not named:
+        return None
+    folder = Path(named) if base is None else base.path
+    name, revision = _in_hub_cache(folder)
+    if revision is None and named == loaded:
+        commit = getattr(config, "_commit_hash", None)
+        revision = commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
+    is_snapshot = name is not None and Path(named).is_dir()
+    return BaseOfTraining(name if is_snapshot and name else without_secrets_in_text(named), revision)
+
+
+def _in_hub_cache(folder: Path) -> tuple[str | None, str | None]:
+    """Return the name and the commit of a model whose folder is a snapshot in the cache of the hub.
+
+    Source:
+        huggingface_hub, file_download.py (`repo_folder_name`): models--<org>--<name>/snapshots/<commit>
+    """
+    commit, place, repository = folder.name, folder.parent.name, folder.parent.parent.name
+    if place != "snapshots" or not repository.startswith("models--") or not _COMMIT.fullmatch(commit):
+        return None, None
+    return repository.removeprefix("models--").replace("--", "/"), commit
