@@ -176,7 +176,9 @@ def _rank(rank: int, ranks: int, work: Path, dtype_name: str, rounds: int, resul
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     models = {kind: _sharded(kind, getattr(torch, dtype_name)) for kind in ("FSDP1", "FSDP2")}
     taken: dict[str, list[tuple[float, float, list[int]]]] = {}
-    for number in range(rounds + 1):  # the first one makes imports and buffers, and does not count
+    # The first round makes imports and buffers: its time does not count, its memory does, for what is
+    # freed after it need not be asked for again.
+    for number in range(rounds + 1):
         for name, (way, out) in _ways(models, work).items():
             dist.barrier()
             began, cpu = time.perf_counter(), time.process_time()
@@ -188,9 +190,9 @@ def _rank(rank: int, ranks: int, work: Path, dtype_name: str, rounds: int, resul
             if rank == 0:
                 wall_seconds = time.perf_counter() - began
                 remove(out)
+                growths = [growth for _, growth in told]
+                taken.setdefault(name, []).append((wall_seconds, sum(c for c, _ in told), growths))
                 if number:
-                    growths = [growth for _, growth in told]
-                    taken.setdefault(name, []).append((wall_seconds, sum(c for c, _ in told), growths))
                     print(f"round {number}/{rounds}: {name}: {wall_seconds:.2f} s", file=sys.stderr)
     if rank == 0:
         results.write_text(json.dumps(taken))
@@ -203,7 +205,7 @@ def bars(runs: dict[str, list[Run]], record_seconds: dict[str, float]) -> list[B
     found = []
     for kind in ("FSDP1", "FSDP2"):
         fast, durable = wall(runs[FAST[kind]]), wall(runs[DURABLE[kind]])
-        memory = max(run.peak_bytes for run in runs[RECORDED[kind]]) / 1e6
+        memory = runs[RECORDED[kind]][0].peak_bytes / 1e6
         found += [
             Bar(f"{FAST[kind]} / {FIRST_GATHER}", fast / wall(runs[FIRST_GATHER]), 0.5, "x"),
             Bar(f"{DURABLE[kind]} / {DCP}", durable / wall(runs[DCP]), 1.5, "x"),
@@ -235,11 +237,10 @@ def main() -> None:
     )
     taken = json.loads(results.read_text())
     remove(work)
-    runs = {name: [Run(w, c, max(growths)) for w, c, growths in each] for name, each in taken.items()}
+    most = {name: max(max(growths) for _, _, growths in each) for name, each in taken.items()}
+    runs = {name: [Run(w, c, most[name]) for w, c, _ in each[1:]] for name, each in taken.items()}
     added = {kind: wall(runs[RECORDED[kind]]) - wall(runs[DURABLE[kind]]) for kind in FAST}
-    memory = "\n".join(
-        f"{name}: {max(r.peak_bytes for r in each) / 1e6:.0f} MB on one rank" for name, each in runs.items()
-    )
+    memory = "\n".join(f"{name}: {count / 1e6:.0f} MB" for name, count in most.items())
     beside = {name: DCP if "durable" in name else FIRST_GATHER for name in runs}
     text = f"{options.ranks} ranks, {options.dtype}\n\n{table(runs, beside)}\n\n"
     text += f"most anonymous memory of a rank beyond the level before:\n{memory}"
