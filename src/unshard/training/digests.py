@@ -20,7 +20,7 @@ from unshard.engines.workers import Job, run_jobs
 from unshard.progress import Silence
 from unshard.record.description import BoxDigest, RecordTensor
 from unshard.tensors import CastTensor, DescribedTensor, Piece, Tensor, cast_block
-from unshard.training.live_source import owned_pieces
+from unshard.training.live_source import OwnedSource, owned_pieces
 
 _BLOCK_BYTES = 1 << 20
 
@@ -54,6 +54,20 @@ def uncast(tensor: Tensor) -> DescribedTensor:
     return described
 
 
+def is_owned(tensor: DescribedTensor) -> bool:
+    """Return whether ranks hold the elements of a tensor; a merged adapter is computed from several.
+
+    What is computed has no digests: training never held it, and its rounding depends on how it is done.
+    """
+    for piece in tensor.pieces:
+        inner: object = piece.source
+        while not isinstance(inner, OwnedSource) and inner is not None:
+            inner = getattr(inner, "whole", None)
+        if inner is None:
+            return False
+    return True
+
+
 def hash_owned(
     tensors: Mapping[str, Tensor], served: Mapping[str, Sequence[DType]], *, rank: int, workers: int
 ) -> Digests:
@@ -69,7 +83,11 @@ def hash_owned(
     for name, tensor in tensors.items():
         described = uncast(tensor)
         wanted = tuple(dict.fromkeys((described.dtype, *served.get(name, ()))))
-        owned = (each.piece for each in owned_pieces(described) if each.rank == rank)
+        owned = (
+            (each.piece for each in owned_pieces(described) if each.rank == rank)
+            if is_owned(described)
+            else ()
+        )
         hashed += [_Hashed(name, described.dtype, piece, wanted) for piece in owned if piece.box.volume]
     hashed.sort(key=lambda each: -each.piece.box.volume)
     run_jobs(_jobs(hashed), _Buffers, workers=workers, progress=Silence())

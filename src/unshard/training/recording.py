@@ -1,24 +1,52 @@
 """The record of a training, built by all ranks: what the script tells, what the model is, what it holds.
 
-`build_record` is what saving calls; everything that it needs to know beforehand is a `Telling`, which is
-checked before the first byte is written.
+`build_record` is what saving calls. What may be wrong with what a script tells is found by
+`require_telling`, before anything is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
+from torch.nn import Module
 
+from unshard import __version__
 from unshard.base import Base
+from unshard.dtypes import DType
+from unshard.engines.workers import default_workers
+from unshard.errors import OptionError
 from unshard.findings import Finding
-from unshard.record.description import Record
+from unshard.match.dtype_policy import dtype_of, require_policy
+from unshard.match.needs import needs_of
+from unshard.record.description import RECORD_NAME, Environment, Record
+from unshard.record.writing import record_to_bytes
 from unshard.tensors import Tensor
+from unshard.training.describing_run import (
+    describe_base,
+    describe_code,
+    describe_model,
+    describe_tokenizer,
+    model_config_of,
+    seed_of_torch,
+)
+from unshard.training.digests import Digests, hash_owned, record_tensors, uncast
+from unshard.training.environment_of_training import gather_environment
 from unshard.training.live_model import LiveModel
 from unshard.training.ranks import Ranks
+from unshard.training.training_config import GivenConfig, read_training_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# More threads of one rank do not make it faster: the others hash, too.
+_MOST_WORKERS = 2
+_BITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +56,24 @@ class Telling:
     Attributes:
         config: The training configuration: a dataclass, a namespace, a mapping, TrainingArguments, the path
             of a YAML or JSON file, or a tuple of several of these.
+        model_config: The configuration of the model where it is not the model's own.
         tokenizer: The tokenizer.
         base: What training started from: a folder, or a name on the hub.
         step: The step.
-        seed: The seed.
+        seed: The seed; without it, that of torch where it was given one.
         data: What the model was trained on, in words.
         serve_dtypes: Dtypes that the model will be served in: `base`, or a dtype's name.
         digests: Whether tensors get digests.
     """
 
     config: object = None
-    tokenizer: Any = None
+    model_config: PreTrainedConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     base: str | Path | None = None
     step: int | None = None
     seed: int | None = None
     data: str | None = None
-    serve_dtypes: tuple[str, ...] = ("base",)
+    serve_dtypes: Sequence[str] = ("base",)
     digests: bool = True
 
 
@@ -54,7 +84,7 @@ class Recorded:
     Attributes:
         record: The record; equal on every rank.
         files: Content of the files that belong into the folder, the record among them, by name.
-        findings: What a person should know.
+        findings: What a person should know; equal on every rank.
     """
 
     record: Record
@@ -62,8 +92,31 @@ class Recorded:
     findings: tuple[Finding, ...]
 
 
+def require_telling(telling: Telling) -> None:
+    """Raise unless a record can be made of what a script tells.
+
+    Raises:
+        OptionError: It cannot; the message says which part of it.
+    """
+    for dtype in telling.serve_dtypes:
+        require_policy(dtype)
+    told: tuple[tuple[str, object, type], ...] = (
+        ("step", telling.step, int),
+        ("seed", telling.seed, int),
+        ("data", telling.data, str),
+    )
+    for name, value, kind in told:
+        is_wrong = type(value) is not kind or (isinstance(value, int) and value.bit_length() > _BITS)
+        if value is not None and is_wrong:
+            expected = "a text" if kind is str else "an integer of 64 bits"
+            raise OptionError(
+                name, "has a value that cannot be recorded", saw=repr(value)[:60], expected=expected
+            )
+    read_training_config(telling.config)
+
+
 def build_record(
-    model: torch.nn.Module,
+    model: Module,
     live: LiveModel,
     tensors: Mapping[str, Tensor],
     telling: Telling,
@@ -71,7 +124,7 @@ def build_record(
     ranks: Ranks,
     base: Base | None,
 ) -> Recorded:
-    """Return the record of a model in training. Every rank calls it, with the same arguments.
+    """Return the record of a model in training, without its fingerprint. Every rank calls it.
 
     Args:
         model: The model, wrapped or not.
@@ -79,6 +132,82 @@ def build_record(
         tensors: The published tensors by name, made of the live ones; casts are looked through.
         telling: What the script tells.
         ranks: All ranks.
-        base: The base, which tells the dtypes that it is served in.
+        base: The base, which tells the dtypes that it is served in; None where there is none.
+
+    Memory:
+        4 MiB for every worker, of which there are one or two.
+
+    Raises:
+        OptionError: What the script tells cannot be recorded.
     """
-    raise NotImplementedError
+    environment, differences = gather_environment(ranks)
+    served = _served(tensors, telling.serve_dtypes, base)
+    digests: list[Digests] = []
+    if telling.digests:
+        hashing = partial(hash_owned, tensors, served, rank=ranks.rank, workers=_workers(ranks))
+        digests = ranks.together("taking digests", hashing)
+    given = ranks.together("describing the training", lambda: read_training_config(telling.config))[0]
+
+    def described() -> Record | None:
+        return _describe(model, live, telling, given, base, environment) if ranks.rank == 0 else None
+
+    first = ranks.together("describing the training", described)[0]
+    assert first is not None
+    record = replace(first, tensors=record_tensors(tensors, digests))
+    return Recorded(record, files_of(record, given.files), (*given.findings, *differences))
+
+
+def files_of(record: Record, beside: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the content of the files of a record, by name.
+
+    Args:
+        record: The record.
+        beside: What lies beside it: the training configuration.
+    """
+    return {**beside, RECORD_NAME: record_to_bytes(record)}
+
+
+def _describe(
+    model: Module,
+    live: LiveModel,
+    telling: Telling,
+    given: GivenConfig,
+    base: Base | None,
+    environment: Environment,
+) -> Record:
+    """Return the record without tensors."""
+    config = telling.model_config or model_config_of(model)
+    return Record(
+        unshard=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        step=telling.step,
+        seed=seed_of_torch() if telling.seed is None else telling.seed,
+        data=telling.data,
+        training=given.config,
+        base=describe_base(telling.base, base, config),
+        model=describe_model(model, live, config),
+        tokenizer=describe_tokenizer(telling.tokenizer),
+        code=describe_code(),
+        environment=environment,
+        distribution=live.distribution,
+        tensors={},
+        fingerprint=None,
+    )
+
+
+def _served(
+    tensors: Mapping[str, Tensor], policies: Sequence[str], base: Base | None
+) -> dict[str, list[DType]]:
+    """Return the dtypes that each tensor will have where the model is served."""
+    needs = None if base is None else needs_of(base, tensors)
+    return {
+        name: [dtype_of(name, uncast(tensor), policy=p, base=base, needs=needs) for p in policies]
+        for name, tensor in tensors.items()
+    }
+
+
+def _workers(ranks: Ranks) -> int:
+    """Return how many threads this rank may hash with: its part of the cores of its machine."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    beside = int(here) if here.isdecimal() and int(here) else ranks.size
+    return min(max(default_workers() // beside, 1), _MOST_WORKERS)
