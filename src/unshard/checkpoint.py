@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from unshard.findings import Finding, finding
+from unshard.record.description import Record
 from unshard.storage.checksums import Checksums
 from unshard.storage.files import InputFile
 from unshard.tensors import Box, DescribedTensor, Source
@@ -106,10 +107,12 @@ class BaseHint:
     Attributes:
         reference: A folder, or a name on a model hub.
         origin: Where the hint stands, in words fit for a message.
+        revision: The commit on the hub, where it is known.
     """
 
     reference: str
     origin: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +237,9 @@ class Checkpoint:
         classes: Classes named by a pickle that are neither torch's nor Python's own, by full name.
         traces: What the files tell of the program that wrote them.
         steps: All checkpoints found side by side, oldest first, this one included.
-        training: Training parameters found beside it.
+        training: Training parameters found beside it, or in its record.
+        record: What training told about itself, or None.
+        record_path: Where that lies, or None.
         base_hints: Where the base may be, best first.
         side_files: Files of a model folder that lie beside the tensors (configuration, tokenizer,
             ...), by name.
@@ -260,6 +265,8 @@ class Checkpoint:
     traces: Traces = Traces()
     steps: tuple[Step, ...] = ()
     training: TrainingParameters | None = None
+    record: Record | None = None
+    record_path: Path | None = None
     base_hints: tuple[BaseHint, ...] = ()
     side_files: Mapping[str, Path] = field(default_factory=dict)
     embedded: Mapping[str, bytes] = field(default_factory=dict)

@@ -22,8 +22,12 @@ _WANTED = (
 _UNWANTED = ("original/*", "onnx/*", "*/params.json", "consolidated*", "*.onnx.json")
 
 
-def download_snapshot(name: str) -> Path:
+def download_snapshot(name: str, revision: str | None = None) -> Path:
     """Return the folder of a model on the hub, with everything but its weights.
+
+    Args:
+        name: The name of the model.
+        revision: The commit that is meant; None for `main`.
 
     Raises:
         BaseModelError: The library is not installed, there is no network, or the hub refuses.
@@ -39,7 +43,8 @@ def download_snapshot(name: str) -> Path:
             hint='pip install "unshard[hf]", or give the folder of a copy with --base.',
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)))
+        patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
+        return Path(snapshot_download(name, revision=revision, **patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise BaseModelError(

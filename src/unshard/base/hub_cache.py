@@ -18,6 +18,8 @@ from unshard.errors import BaseModelError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+_COMMIT = re.compile(r"[0-9a-f]{6,64}")
+
 
 def is_repository_name(reference: str) -> bool:
     """Return whether `reference` could be the name of a model on the hub."""
@@ -35,13 +37,22 @@ def cache_folder() -> Path:
     return Path(caches).expanduser() / "huggingface" / "hub"
 
 
-def cached_snapshot(name: str) -> Path | None:
-    """Return the folder of the newest cached revision of a model, or None where there is none.
+def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a cached revision of a model, or None where there is none.
+
+    Args:
+        name: The name of the model.
+        revision: The commit that is meant; where it is not in the cache, or None, the one that is `main`.
 
     Raises:
         BaseModelError: There are several, and nothing says which one is `main`.
     """
-    return snapshot_of(cache_folder() / ("models--" + name.replace("/", "--")))
+    repository = cache_folder() / ("models--" + name.replace("/", "--"))
+    if revision is not None and _COMMIT.fullmatch(revision):
+        exact = repository / "snapshots" / revision
+        if (exact / "config.json").exists():
+            return exact
+    return snapshot_of(repository)
 
 
 def snapshot_of(repository: Path) -> Path | None:
@@ -54,7 +65,7 @@ def snapshot_of(repository: Path) -> Path | None:
         revision = (repository / "refs" / "main").read_text().strip()
     except (OSError, UnicodeDecodeError):
         revision = ""
-    if re.fullmatch(r"[0-9a-f]{6,64}", revision) and (repository / "snapshots" / revision).is_dir():
+    if _COMMIT.fullmatch(revision) and (repository / "snapshots" / revision).is_dir():
         return repository / "snapshots" / revision
     try:
         snapshots = sorted(p for p in (repository / "snapshots").iterdir() if (p / "config.json").exists())

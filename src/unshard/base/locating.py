@@ -10,14 +10,20 @@ from unshard.base.hub_cache import cache_folder, cached_snapshot, is_repository_
 from unshard.errors import BaseModelError
 
 
-def locate_base(reference: str, *, download: bool) -> Path:
+def locate_base(reference: str, *, download: bool, revision: str | None = None) -> Path:
     """Return the folder of a base: itself, one of the hub's cache, or that of a name on the hub.
+
+    Args:
+        reference: A folder, or a name on the hub.
+        download: Whether a model that is not on this machine may be fetched.
+        revision: The commit on the hub that is meant; where it is not on this machine, another one is taken
+            that is.
 
     Raises:
         BaseModelError: It is nowhere, or what is there is no model folder; with the next action.
     """
     try:
-        return _locate(reference, download=download)
+        return _locate(reference, download=download, revision=revision)
     except OSError as error:
         raise BaseModelError(shortened(reference), "cannot be looked at", saw=error.strerror) from error
 
@@ -49,7 +55,7 @@ def folder_named(reference: str) -> Path:
         return Path(reference)
 
 
-def _locate(reference: str, *, download: bool) -> Path:
+def _locate(reference: str, *, download: bool, revision: str | None) -> Path:
     path = folder_named(reference)
     if path.is_dir():
         folder = path if (path / "config.json").exists() else snapshot_of(path) or path
@@ -65,11 +71,11 @@ def _locate(reference: str, *, download: bool) -> Path:
             "is no folder, and no name a model on the hub can have",
             hint="Give the folder with the base's config.json, or a name such as meta-llama/Llama-3.2-1B.",
         )
-    snapshot = cached_snapshot(reference)
+    snapshot = cached_snapshot(reference, revision)
     if snapshot is not None and (snapshot / "config.json").exists():
         return snapshot
     if download:
-        snapshot = download_snapshot(reference)
+        snapshot = download_snapshot(reference, revision)
         require_model_folder(snapshot)
         return snapshot
     raise BaseModelError(

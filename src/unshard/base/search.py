@@ -81,7 +81,7 @@ def _look_around(checkpoint: Checkpoint, *, download: bool) -> tuple[Base | None
         return base, [*findings, _told(base)]
     for hint in checkpoint.base_hints:
         try:
-            folder = locate_base(hint.reference, download=download)
+            folder = locate_base(hint.reference, download=download, revision=hint.revision)
             base = _read_base(folder, hint.reference, hint.origin, implicit=True)
         except BaseModelError as error:
             findings.append(_leads_nowhere(hint, error))

@@ -1,9 +1,9 @@
 """Which files of a folder belong to a model besides its weights and config.json.
 
 Taken: configuration of generation, tokenizer and processors, vocabularies, chat templates, licences.
-Left: weights in every format and their indexes, what training reports about itself, READMEs (they
-describe another model), hidden files, code, and `consolidated*` and `params.json`, whose names alone
-make some engines read the folder in another format.
+Left: weights in every format and their indexes, what training reports about itself (a record beside a base
+is of the training that made it), READMEs (they describe another model), hidden files, code, and
+`consolidated*` and `params.json`, whose names alone make some engines read the folder in another format.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _TAKEN = re.compile(
 _LEFT = re.compile(
     r"config\.json|.*\.index\.json|adapter_.*|lora_train_meta\.json|consolidated.*|params\.json|(trainer|training)_.*|.*_results\.json"
     r"|(scheduler|optimizer|random_states|rng_state|scaler).*|.*\.manifest\.json|quantize_config\.json"
+    r"|(.*\.)?unshard\..*"
     r"|metrics_data.*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|onnx|ot|pkl|npz|npy|py|model_data)"
     r"|global_step.*|model_index\.json"
 )

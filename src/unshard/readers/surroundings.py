@@ -1,7 +1,7 @@
 """What lies around a checkpoint: training parameters, training state, hints to the base, small files.
 
-All of it is told by names; only training parameters and `adapter_config.json` are read. A base that
-lies in the folder of the checkpoint, or above it, needs no hint.
+All of it is told by names; only training parameters, the record and `adapter_config.json` are read. A base
+that lies in the folder of the checkpoint, or above it, needs no hint.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from unshard.checkpoint import BaseHint, Checkpoint, Extra, Layout, TrainingPara
 from unshard.errors import InputError
 from unshard.findings import Finding, finding
 from unshard.readers.folders import Folder, Tree
+from unshard.readers.record_files import find_record, hints_of, parameters_of
 from unshard.readers.steps import split_words
 from unshard.readers.training_files import describe_training_files
 from unshard.readers.training_parameters import base_names, find_training_parameters
@@ -39,18 +40,22 @@ def with_surroundings(checkpoint: Checkpoint, tree: Tree) -> Checkpoint:
     """Return the checkpoint with what lies around it in the run."""
     place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     folder = tree.look_into(place)
-    training, findings = find_training_parameters(tree.upwards(place))
     step = _folders_of_step(folder, tree)
+    record = find_record(checkpoint.path, step)
+    training, findings = find_training_parameters(tree.upwards(place))
+    training = training or parameters_of(record)
     beside = tuple(extra for place in step for extra in describe_training_files(place))
     return replace(
         checkpoint,
         root=tree.roots[0],
         training=training,
+        record=record.record,
+        record_path=record.path,
         layout=_with_writer(checkpoint.layout, step),
         extras=(*checkpoint.extras, *beside),
-        base_hints=(*checkpoint.base_hints, *_base_hints(folder, tree, training)),
+        base_hints=_once((*hints_of(record), *checkpoint.base_hints, *_base_hints(folder, tree, training))),
         side_files=_side_files(folder, tree),
-        findings=(*checkpoint.findings, *findings, *_left_out(beside)),
+        findings=(*checkpoint.findings, *record.findings, *findings, *_left_out(beside)),
     )
 
 
@@ -88,6 +93,14 @@ def _base_hints(folder: Folder, tree: Tree, training: TrainingParameters | None)
     base = None if adapter is None else _read_json(adapter).get("base_model_name_or_path")
     if isinstance(base, str) and base:
         yield BaseHint(base, "base_model_name_or_path in adapter_config.json")
+
+
+def _once(hints: Iterable[BaseHint]) -> tuple[BaseHint, ...]:
+    """Return hints without those that name again what one before them names."""
+    found: dict[str, BaseHint] = {}
+    for hint in hints:
+        found.setdefault(hint.reference, hint)
+    return tuple(found.values())
 
 
 def _model_folders(folder: Folder, tree: Tree) -> Iterator[Folder]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from unshard.record.description import Record
+from unshard.findings import Finding, finding
+from unshard.record.description import RECORD_NAME, Record
 
 Shape = tuple[int, ...]
 
@@ -36,3 +37,16 @@ def find_disagreement(record: Record, shapes: Mapping[str, Shape]) -> str | None
     if missing:
         return f"{len(missing):,} of its {len(told):,} tensors are not here, `{missing[0]}` for one"
     return None
+
+
+def check_record(record: Record, shapes: Mapping[str, Shape]) -> Iterator[Finding]:
+    """Yield that a record is not that of tensors of these shapes, where that can be seen."""
+    disagreement = find_disagreement(record, shapes)
+    if disagreement is not None:
+        yield finding(
+            "U723",
+            subject=RECORD_NAME,
+            saw=disagreement,
+            expected="the names and shapes of these tensors",
+            remedy="Put the record of this training in its place, or remove it.",
+        )
