@@ -31,6 +31,7 @@ from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.merges import verify_merges
+from unshard.proof.record import verify_record
 from unshard.proof.replicas import verify_replicas
 from unshard.proof.structure import verify_structure
 from unshard.readers import Places, open_checkpoint
@@ -220,6 +221,9 @@ def _prove(
         beside = ", and the configuration" if has_config else "; there is no configuration"
         compared = f"names, shapes and dtypes of {len(expected):,} tensors{beside}"
         levels.append(structure_level(compared, verify_structure(folder, expected=expected)))
+    if settings.verify and ready.checkpoint.record is not None:
+        own = {name: written[name] for name in ready.model.tensors}
+        levels.append(verify_record(ready.checkpoint.record, own, workers=workers, progress=progress))
     if not settings.verify:
         switched_off = finding("U701", subject=target.name, saw="written, and not read back")
         levels[:] = [Level("bytes", "not checked", ("switched off",), (switched_off,))]

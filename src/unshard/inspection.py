@@ -107,6 +107,31 @@ class BaseSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSummary:
+    """What training told about itself, in short.
+
+    Attributes:
+        path: The file.
+        created: When it was written, in UTC.
+        step: The step of training, or None.
+        ranks: How many ranks trained.
+        kind: How the model was spread over them: `fsdp1`, `fsdp2`, `ddp` or `none`.
+        tensors: Tensors that have digests.
+        dtypes: The dtypes that they have digests in.
+        has_fingerprint: Whether it tells how the model behaved.
+    """
+
+    path: Path
+    created: str
+    step: int | None
+    ranks: int
+    kind: str
+    tensors: int
+    dtypes: tuple[str, ...]
+    has_fingerprint: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What `unshard inspect` tells, field by field.
 
@@ -125,6 +150,7 @@ class Inspection:
         ties: Pairs of tensors that may be one weight.
         training: Training parameters found beside it.
         precision: Those of them that bear on precision and layout.
+        record: What training told about itself, in short, or None.
         extras: What is there only for training. Never read.
         checksummed_bytes: Bytes the writer left checksums for; 0 where it left none.
         replicas: Parts of tensors that lie in a second place, and are not read from there.
@@ -150,6 +176,7 @@ class Inspection:
     ties: tuple[Tie, ...]
     training: TrainingParameters | None
     precision: Mapping[str, str]
+    record: RecordSummary | None
     extras: tuple[Extra, ...]
     checksummed_bytes: int
     replicas: int
@@ -199,6 +226,7 @@ def inspect(
         ties=_ties(checkpoint),
         training=parameters,
         precision={k: v for k in _TELLING_PARAMETERS if parameters and (v := parameters.get(k))},
+        record=_summary_of_record(checkpoint),
         extras=checkpoint.extras,
         checksummed_bytes=checkpoint.checksums.nbytes,
         replicas=len(checkpoint.replicas),
@@ -213,6 +241,23 @@ def inspect(
             *base_findings,
             *check_training_precision(parameters, checkpoint.tensors),
         ),
+    )
+
+
+def _summary_of_record(checkpoint: Checkpoint) -> RecordSummary | None:
+    record, path = checkpoint.record, checkpoint.record_path
+    if record is None or path is None:
+        return None
+    dtypes = dict.fromkeys(dtype for tensor in record.tensors.values() for dtype in tensor.digests)
+    return RecordSummary(
+        path=path,
+        created=record.created,
+        step=record.step,
+        ranks=record.distribution.world_size,
+        kind=record.distribution.kind,
+        tensors=sum(bool(tensor.digests) for tensor in record.tensors.values()),
+        dtypes=tuple(dtypes),
+        has_fingerprint=record.fingerprint is not None,
     )
 
 

@@ -37,6 +37,7 @@ from unshard.storage.folders import require_outside
 from unshard.tensors import Tensor
 from unshard.writers.adapter_folder import INSIDE, plan_adapter_folder, plan_tokenizer_files
 from unshard.writers.model_files import plan_model_files
+from unshard.writers.record_files import plan_record_files, with_fitting_record
 from unshard.writers.safetensors_folder import plan_safetensors
 from unshard.writers.torch_file import is_torch_file_name, plan_torch_file
 
@@ -152,11 +153,14 @@ def plan_conversion(
     checkpoint = with_shapes(checkpoint, found, accept_inferred=accept_inferred_shapes)
     choices = Choices(dtype=dtype, adapter=adapter, lora_alpha=lora_alpha)
     decided = _decide(checkpoint, found, choices, target, to, max_file_bytes)
-    findings = [*checkpoint.findings, *base_findings, *decided.findings]
+    checkpoint, misfits = with_fitting_record(
+        checkpoint, decided.model, is_whole=found is not None and adapter != "keep"
+    )
+    findings = [*checkpoint.findings, *base_findings, *decided.findings, *misfits]
     plan = Plan(
         target=target,
         files=decided.files,
-        side_files=decided.side_files,
+        side_files=(*decided.side_files, *plan_record_files(checkpoint, target)),
         decisions=decided.model.decisions,
         findings=tuple(findings),
         budget_bytes=_BUDGET_BYTES,

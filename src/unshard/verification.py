@@ -1,4 +1,4 @@
-"""Proof of a model, from what lies on disk: bytes, structure, and a forward pass."""
+"""Proof of a model, from what lies on disk: bytes, structure, the record of training, and a forward pass."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from unshard.proof.coverage import used_checksums
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.merges import verify_merges
+from unshard.proof.record import verify_record
 from unshard.proof.structure import verify_structure
 from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.storage.checksums import Checksum
@@ -37,7 +38,7 @@ class Verification:
     Attributes:
         path: The model that was verified.
         sound: Whether something was compared, and nothing differs.
-        levels: Bytes, structure and forward, in this order.
+        levels: Bytes, structure, the record where there is one, and forward, in this order.
     """
 
     path: Path
@@ -89,6 +90,7 @@ def verify(
     levels = (
         _verify_bytes(written, manifest, against, reference, workers=crew, progress=progress),
         _verify_structure(written, manifest, named),
+        *_verify_record(written, workers=crew, progress=progress),
         _verify_forward(written, named, wanted=forward),
     )
     if all(level.verdict == "not checked" for level in levels):
@@ -210,6 +212,16 @@ def _verify_structure(written: Checkpoint, manifest: Manifest | None, base: Base
     findings = verify_structure(written.path, expected=expected)
     compared = f"names, shapes and dtypes of {len(written.tensors):,} tensors compared with {said_by}"
     return structure_level(compared if expected else "the folder compared with itself", findings)
+
+
+def _verify_record(written: Checkpoint, *, workers: int, progress: Progress) -> tuple[Level, ...]:
+    """Compare a model with the record in its folder, if there is one."""
+    unread = tuple(found for found in written.findings if found.code == "U724")
+    if unread:
+        return (Level("record", "not checked", (unread[0].saw,), unread),)
+    if written.record is None or not written.layout.is_model_folder:
+        return ()
+    return (verify_record(written.record, written.tensors, workers=workers, progress=progress),)
 
 
 def _expectation(

@@ -89,6 +89,7 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         ("wrappers", [f"{segment} in {counted(n, 'name')}" for segment, n in result.wrappers.items()]),
         ("tied", [f"{t.repeated} = {t.kept}{_storage(one=t.one_storage)}" for t in result.ties]),
         ("training", [f"{key}: {value}" for key, value in result.precision.items()]),
+        ("record", _record(result)),
         ("left out", _left_out(result)),
         ("checksums", [_checksums(result)]),
         ("replicas", _replicas(result)),
@@ -97,6 +98,18 @@ def _rows(result: Inspection) -> list[tuple[str, list[str]]]:
         ("missing", [", ".join(result.missing) or "nothing"]),
         ("output", [f"{counted(result.output_files, 'file')}, {format_size(result.output_bytes)}"]),
     ]
+
+
+def _record(result: Inspection) -> list[str]:
+    record = result.record
+    if record is None:
+        return []
+    step = [] if record.step is None else [f"step {record.step:,}"]
+    dtypes = f" in {', '.join(record.dtypes)}" if record.dtypes else ""
+    digests = f"digests of {counted(record.tensors, 'tensor')}{dtypes}"
+    fingerprint = "fingerprint" if record.has_fingerprint else "no fingerprint"
+    trained = f"{counted(record.ranks, 'rank')} ({record.kind})"
+    return [", ".join((*step, trained, digests, fingerprint, record.created))]
 
 
 def _model(result: Inspection) -> str:

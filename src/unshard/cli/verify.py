@@ -60,8 +60,9 @@ def verify(
     """Check the model at PATH by what lies on disk, and exit with 3 where anything differs.
 
     Bytes: headers, offsets, index, digests of the manifest, and with --against every bit of the
-    source. Structure: names, shapes and dtypes, configuration against tensors. Forward: it loads
-    with nothing missing, its logits are finite, and its loss on a fixed text is that of a model.
+    source. Structure: names, shapes and dtypes, configuration against tensors. Record, where there
+    is one: tensors are, bit for bit, what training held. Forward: it loads with nothing missing,
+    its logits are finite, and its loss on a fixed text is that of a model.
     """
     from unshard.verification import verify as verify_path
 

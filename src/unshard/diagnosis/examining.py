@@ -27,6 +27,8 @@ from unshard.model_folder import ModelFolder
 from unshard.progress import Progress
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
+from unshard.readers.record_files import FoundRecord, read_found
+from unshard.record.description import RECORD_NAME
 from unshard.tensors import DescribedTensor, Tensor
 
 # What these tell comes of reading tensors.
@@ -58,7 +60,16 @@ def examine_model(
     """
     layout = Layout("hugging-face", "Hugging Face folder", None, ())
     small = {name: folder.path / name for name in folder.json_files}  # what tells an adapter's scale
-    checkpoint = Checkpoint(folder.path, folder.path, layout, folder.tensors, side_files=small)
+    record = read_found(folder.path / RECORD_NAME) if RECORD_NAME in folder.names else FoundRecord()
+    checkpoint = Checkpoint(
+        folder.path,
+        folder.path,
+        layout,
+        folder.tensors,
+        side_files=small,
+        record=record.record,
+        record_path=record.path,
+    )
     base, told = (
         (None, ())
         if reference is None
@@ -78,7 +89,7 @@ def examine_model(
         is_deep=deep,
         read_model_class=deep and not base_tensors,  # the base's own headers tell as much, at once
     )
-    return Examined(evidence, None if base is None else base.reference, (*told, *more))
+    return Examined(evidence, None if base is None else base.reference, (*record.findings, *told, *more))
 
 
 def examine_run(

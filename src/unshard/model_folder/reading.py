@@ -18,11 +18,13 @@ from unshard.model_folder.json_files import read_json_file
 from unshard.model_folder.listing import Listing, list_model_folder, require_folder
 from unshard.model_folder.tokenizer_files import read_added_tokens, read_chat_template
 from unshard.model_folder.weight_files import choose_weights, describe_weights
+from unshard.record.description import RECORD_NAME
 from unshard.storage.files import InputFile
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Vocabularies: objects of hundreds of thousands of entries, which are counted where they lie.
-_LARGE = frozenset(("tokenizer.json", "vocab.json", "tekken.json"))
+# Vocabularies, objects of hundreds of thousands of entries, which are counted where they lie; and the record
+# of training, which has its own reader.
+_LARGE = frozenset(("tokenizer.json", "vocab.json", "tekken.json", RECORD_NAME))
 
 _OBJECTS = frozenset(("config.json", "generation_config.json", "tokenizer_config.json"))
 
