@@ -4,6 +4,7 @@ Every finding has a stable code, so that scripts can rely on it and people can s
 table below is the one place that gives a code its severity and its title; the words of a single
 finding (which tensor, what was seen, what to do) are given where it is found.
 
+    U0xx  the environment     this machine beside the one that trained: versions, devices, precision
     U1xx  the checkpoint      its files, layout, integrity and training state
     U2xx  names               wrappers, containers, renamed and dropped tensors
     U3xx  ties                tied weights
@@ -57,6 +58,30 @@ class Finding:
 _INFO, _WARNING, _ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
 RULES: dict[str, Rule] = {
+    "U001": Rule(_INFO, "The environment of training was inferred, not recorded"),
+    "U002": Rule(_ERROR, "A package that runs the model is missing"),
+    "U003": Rule(_INFO, "The package of an adapter is missing, and not needed to merge it"),
+    "U004": Rule(_WARNING, "torch is too old for the files"),
+    "U005": Rule(_INFO, "torch is of another version than in training"),
+    "U006": Rule(_WARNING, "transformers is of an older major version than in training"),
+    "U007": Rule(_INFO, "transformers is of another version than in training"),
+    "U008": Rule(_ERROR, "transformers does not know the type of the model"),
+    "U009": Rule(_ERROR, "tokenizers is too old for the tokenizer"),
+    "U010": Rule(_INFO, "Python is older than in training"),
+    "U011": Rule(_ERROR, "The model does not fit into memory"),
+    "U012": Rule(_WARNING, "The model fits into memory only in part, or only in 16 bits"),
+    "U013": Rule(_WARNING, "bfloat16 is emulated by the devices here"),
+    "U014": Rule(_INFO, "bfloat16 is computed by software here"),
+    "U015": Rule(_INFO, "Training computed in float16"),
+    "U016": Rule(_WARNING, "The default dtype of training was another one"),
+    "U017": Rule(_INFO, "Attention runs by another implementation"),
+    "U018": Rule(_ERROR, "The configuration asks for an implementation of attention that is not here"),
+    "U019": Rule(_INFO, "Training multiplied float32 matrices in another precision"),
+    "U020": Rule(_INFO, "Training ran on another kind of device"),
+    "U021": Rule(_WARNING, "torch does not use the devices that are here"),
+    "U022": Rule(_INFO, "Training ran on devices of another model"),
+    "U023": Rule(_WARNING, "The package that runs the quantised weights is missing"),
+    "U024": Rule(_INFO, "Training saw quantised weights of the base"),
     "U101": Rule(_INFO, "One of several checkpoints side by side was taken"),
     "U102": Rule(_INFO, "Training state was left out"),
     "U103": Rule(_WARNING, "The file carries no checksums, so damage cannot be told from data"),

@@ -23,6 +23,7 @@ from unshard.cli.check import check
 from unshard.cli.convert import convert
 from unshard.cli.demo import demo
 from unshard.cli.diff import diff
+from unshard.cli.env import env
 from unshard.cli.explain import explain
 from unshard.cli.inspect import inspect
 from unshard.cli.mend import mend
@@ -57,7 +58,7 @@ def commands() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-for _command in (inspect, check, convert, verify, diff, mend, run, explain, demo):
+for _command in (inspect, check, convert, verify, diff, mend, run, env, explain, demo):
     commands.add_command(_command)
 
 

@@ -69,6 +69,21 @@ PACKAGES = (
     "sglang",
     "unshard",
 )
+# What lies between torch and the devices.
+RUNTIMES = ("cuda", "rocm", "cudnn", "nccl", "driver")
+# Switches of torch that change what is computed, and why it cannot be asked for them.
+UNUSABLE = "torch cannot be imported"
+SETTINGS = (
+    "float32_matmul_precision",
+    "matmul_fp32_precision",
+    "allow_tf32",
+    "cudnn_allow_tf32",
+    "deterministic_algorithms",
+    "bf16_reduced_precision_reduction",
+    "fp16_reduced_precision_reduction",
+    "sdpa_backends",
+    UNUSABLE,
+)
 _NVIDIA_SMI_SECONDS = 10
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _AMD_DRIVER = Path("/sys/module/amdgpu/version")
@@ -91,10 +106,12 @@ def this_environment() -> Environment:
     try:
         from unshard.environment.torch_facts import with_torch_facts
 
-        return with_torch_facts(found, cpu_bfloat16=cpu_computes_bfloat16())
+        found = with_torch_facts(found, cpu_bfloat16=cpu_computes_bfloat16())
+        # Devices that the driver has and torch does not use: a build for the processor alone, an old driver.
+        return found if found.accelerator != "cpu" else replace(found, devices=devices_of_driver())
     except (ImportError, OSError) as error:  # a library of CUDA that is missing, for one
         reason = " ".join(str(error).split())[:200]
-        return replace(found, devices=devices_of_driver(), settings={"torch cannot be imported": reason})
+        return replace(found, devices=devices_of_driver(), settings={UNUSABLE: reason})
 
 
 def installed_packages() -> dict[str, str]:
