@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from unshard.inference.torch_tensors import torch_dtype
+from unshard.storage.files import InputFile
 from unshard.tensors import Box, CastTensor, DescribedTensor, Tensor
 from unshard.tensors.boxes import row_ranges, split_range
 from unshard.tensors.views import narrow
@@ -42,6 +43,7 @@ class Filler:
 
     def __init__(self) -> None:
         self._block: memoryview | None = None
+        self._files: set[InputFile] = set()
 
     def fill(self, part: Part, tensor: Tensor) -> int:
         """Read what `part` is of `tensor` into its memory; return the bytes that it takes there.
@@ -57,6 +59,7 @@ class Filler:
         if not count:
             return 0
         source = narrowed(tensor, part.box)
+        self._files.update(place.file for place in source.places)
         in_place = memory.device.type == "cpu" and memory.is_contiguous()
         whole = _bytes_of(memory) if in_place else self._buffer()
         for start, stop in row_ranges(part.box.shape, 0, count, _BLOCK_BYTES // size):
@@ -66,6 +69,15 @@ class Filler:
                 source.read(start, stop, whole[: (stop - start) * size])
                 _scatter(whole[: (stop - start) * size], memory, start, stop)
         return count * size
+
+    def require_unchanged(self) -> None:
+        """Raise unless every file that was read is still the one that was described.
+
+        Raises:
+            DamagedFileError: One has changed since.
+        """
+        for file in self._files:
+            file.require_unchanged()
 
     def _buffer(self) -> memoryview:
         if self._block is None:
@@ -83,7 +95,8 @@ def narrowed(tensor: Tensor, box: Box) -> Tensor:
 
 def _bytes_of(memory: torch.Tensor) -> memoryview:
     """Return the bytes of contiguous memory of the host."""
-    view: memoryview = memory.view(-1).view(torch.uint8).numpy().data
+    flat = memory.as_strided((memory.numel(),), (1,))  # dimensions of one element may have any stride
+    view: memoryview = flat.view(torch.uint8).numpy().data
     return view
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from unshard.base import Base
 from unshard.checkpoint import Checkpoint
-from unshard.errors import MatchError, Mismatch
+from unshard.errors import BaseModelError, MatchError, Mismatch
 from unshard.findings import Finding, finding
 from unshard.match import (
     Answers,
@@ -67,26 +67,45 @@ def lead(
         UnshardError: The checkpoint is not what it should be; as `plan_conversion` says.
     """
     assert base.expected is not None
-    told: list[Finding] = []
-    choices = Choices(dtype="base", lora_alpha=lora_alpha)
     checkpoint = with_shapes(checkpoint, base, accept_inferred=False)
-    outline = outline_of(checkpoint, base, choices)
+    outline = _outlined(checkpoint, base, lora_alpha)
     answers = answering(questions_for(outline))
     try:
         model = match_model(outline, dtype="base", answers=answers)
     except MatchError as error:
-        if strict or not _is_partial(error.mismatches, base):
-            raise unfitting(checkpoint, error.mismatches, error.hint) from None
-        checkpoint, base, told = _without(checkpoint, base, outline, error.mismatches)
-        led = lead(checkpoint, base, answering, strict=True, lora_alpha=lora_alpha)
-        return replace(led, findings=(*told, *led.findings))
-    tensors = {**model.tensors, **_twins(outline, model, base)}
-    if wrong := list(_unlike(tensors, base)):
-        raise unfitting(checkpoint, wrong, _resizing(wrong))
-    findings = [item for item in model.findings if item.code not in _OF_WRITING]
-    expected = base.expected or {}
-    ordered = {name: tensors[name] for name in expected if name in tensors}
-    return Led(ordered, (*checkpoint.findings, *findings, *_casts(ordered), *_computed(ordered, base)))
+        wrong, hint = error.mismatches, error.hint
+    else:
+        tensors = {**model.tensors, **_twins(outline, model, base)}
+        wrong, hint = tuple(_unlike(tensors, base)), None
+    if not wrong:
+        findings = [item for item in model.findings if item.code not in _OF_WRITING]
+        ordered = {name: tensors[name] for name in base.expected if name in tensors}
+        return Led(ordered, (*checkpoint.findings, *findings, *_casts(ordered), *_computed(ordered, base)))
+    if strict or not _is_partial(wrong, base):
+        raise unfitting(checkpoint, wrong, _resizing(wrong) or hint)
+    checkpoint, base, told = _without(checkpoint, base, outline, wrong)
+    led = lead(checkpoint, base, answering, strict=True, lora_alpha=lora_alpha)
+    return replace(led, findings=(*told, *led.findings))
+
+
+def _outlined(checkpoint: Checkpoint, base: Base, lora_alpha: float | None) -> Outline:
+    """Return what names and shapes tell, after what training did to the tensors was undone.
+
+    Raises:
+        BaseModelError: An adapter has to be merged into weights that nobody named.
+    """
+    try:
+        return outline_of(checkpoint, base, Choices(dtype="base", lora_alpha=lora_alpha))
+    except BaseModelError as error:
+        if base.path.is_dir():
+            raise
+        raise BaseModelError(
+            checkpoint.path,
+            "has to be merged into the weights that it was trained on, and these are nowhere",
+            saw=f"`{base.path}`, where the model in training was loaded from",
+            hint="Name their folder: load_full(model, path, base=...). To go on with the adapter itself, "
+            "give the model an adapter (peft.get_peft_model) before it is wrapped.",
+        ) from error
 
 
 def _is_partial(mismatches: Sequence[Mismatch], base: Base) -> bool:
