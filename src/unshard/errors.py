@@ -21,6 +21,7 @@
     ├── MissingExtraError          (ImportError) a command needs packages that are not installed
     ├── VerificationError          what was written is not what it should be
     ├── InferenceError             the model loads, and does not work
+    ├── RankError                  a rank of a training failed, died, or did not come
     └── InterruptedRunError        stopped by a signal, with nothing left behind
 
 An error says which thing, what is wrong with it, what was seen and what was expected, and — as its
@@ -235,6 +236,10 @@ class VerificationError(UnshardError):
 
 class InferenceError(UnshardError):
     """The model was loaded, and its answers cannot be trusted."""
+
+
+class RankError(UnshardError):
+    """A rank of a training failed, died, or did not come in time; what the ranks did together is void."""
 
 
 class InterruptedRunError(UnshardError):
