@@ -17,11 +17,11 @@ import torch
 from torch.nn import Module
 
 from unshard.base import Base
-from unshard.recipes.wrappers import WRAPPERS, without_segments
 from unshard.record.description import BaseOfTraining, Code, ModelOfTraining, TokenizerOfTraining
 from unshard.record.secrets import without_secrets, without_secrets_in_text, without_secrets_in_words
 from unshard.tensors import element_count
 from unshard.training.live_model import LiveModel
+from unshard.training.module_tree import bare_module, joined, modules_of
 from unshard.training.training_config import plain_values
 
 if TYPE_CHECKING:
@@ -69,27 +69,16 @@ def seed_of_torch() -> int | None:
     return None if seed == _NO_SEED else seed
 
 
-def bare_model(model: Module) -> Module:
-    """Return the model inside wrappers that keep it as one of their modules, an adapter's included."""
-    for _ in range(16):
-        inner = next((model._modules[name] for name in ("module", *WRAPPERS) if _holds(model, name)), None)
-        if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
-        if inner is None or inner is model:
-            return model
-        model = inner
-    return model
-
-
-def _holds(model: Module, name: str) -> bool:
-    """Return whether a wrapper keeps the whole model under a name; `module` may also be a part of one."""
-    inside = model._modules.get(name)
-    return inside is not None and len(model._modules) == 1
+def model_of(model: Module) -> Module:
+    """Return the model without wrappers of training, and without PEFT's around it."""
+    bare = bare_module(model)
+    is_adapted = hasattr(bare, "peft_config") and hasattr(bare, "get_base_model")
+    return bare.get_base_model() if is_adapted else bare
 
 
 def model_config_of(model: Module) -> PreTrainedConfig | None:
     """Return the configuration of the model, of transformers' kind, or None where it has none."""
-    config = getattr(bare_model(model), "config", None)
+    config = getattr(model_of(model), "config", None)
     return config if hasattr(config, "to_json_string") else None
 
 
@@ -101,7 +90,7 @@ def describe_model(model: Module, live: LiveModel, config: PreTrainedConfig | No
         live: The same, described.
         config: Its configuration where it is not the model's own.
     """
-    bare = bare_model(model)
+    bare = model_of(model)
     config = model_config_of(model) if config is None else config
     tensors = live.checkpoint.tensors
     sizes = {name: element_count(t) for name, t in tensors.items() if name not in live.buffers}
@@ -134,34 +123,19 @@ def config_as_data(config: PreTrainedConfig) -> Mapping[str, object]:
 
 def _frozen_names(model: Module) -> Iterator[str]:
     """Yield the names, without wrappers, of parameters that are not trained."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            continue
-        # A flat parameter of FSDP1 knows the names of what is in it, relative to its module.
-        inside = getattr(parameter, "_fqns", None)
-        places = [name] if inside is None else [f"{name.rpartition('.')[0]}.{each}" for each in inside]
-        for place in places:
-            plain = without_segments(place.lstrip("."), WRAPPERS)
-            yield plain
-            yield plain.removeprefix("module.")
+    for name, module in modules_of(model):
+        for key, parameter in module._parameters.items():
+            if parameter is not None and not parameter.requires_grad:
+                # A flat parameter of FSDP1 knows the names of what is in it, relative to its module.
+                yield from (joined(name, each) for each in getattr(parameter, "_fqns", None) or (key,))
 
 
 def _adapters_of(model: Module) -> dict[str, object]:
     """Return the configuration of every adapter of low rank, as PEFT has it, by name."""
-    configs = next((m.peft_config for m in _layers_around(model) if hasattr(m, "peft_config")), None)
+    configs = getattr(bare_module(model), "peft_config", None)
     if not isinstance(configs, Mapping):
         return {}
     return {str(name): without_secrets(plain_values(config)) for name, config in configs.items()}
-
-
-def _layers_around(model: Module) -> Iterator[Module]:
-    """Yield the model and what it wraps, from the outside in."""
-    for _ in range(16):
-        yield model
-        inner = next((model._modules[name] for name in ("module", *WRAPPERS) if _holds(model, name)), None)
-        if inner is None:
-            return
-        model = inner
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> TokenizerOfTraining | None:

@@ -55,10 +55,7 @@ def uncast(tensor: Tensor) -> DescribedTensor:
 
 
 def is_owned(tensor: DescribedTensor) -> bool:
-    """Return whether ranks hold the elements of a tensor; a merged adapter is computed from several.
-
-    What is computed has no digests: training never held it, and its rounding depends on how it is done.
-    """
+    """Return whether every element of a tensor is one that some rank can give; others get no digests."""
     for piece in tensor.pieces:
         inner: object = piece.source
         while not isinstance(inner, OwnedSource) and inner is not None:

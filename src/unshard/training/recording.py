@@ -129,7 +129,8 @@ def build_record(
     Args:
         model: The model, wrapped or not.
         live: The same, described.
-        tensors: The published tensors by name, made of the live ones; casts are looked through.
+        tensors: The published tensors by name, made of the live ones, with the casts in which they are
+            written.
         telling: What the script tells.
         ranks: All ranks.
         base: The base, which tells the dtypes that it is served in; None where there is none.
@@ -198,10 +199,14 @@ def _describe(
 def _served(
     tensors: Mapping[str, Tensor], policies: Sequence[str], base: Base | None
 ) -> dict[str, list[DType]]:
-    """Return the dtypes that each tensor will have where the model is served."""
+    """Return the dtypes that each tensor is written in, and will have where the model is served."""
     needs = None if base is None else needs_of(base, tensors)
+
+    def wanted(name: str, policy: str) -> DType:
+        return dtype_of(name, uncast(tensors[name]), policy=policy, base=base, needs=needs)
+
     return {
-        name: [dtype_of(name, uncast(tensor), policy=p, base=base, needs=needs) for p in policies]
+        name: [tensor.dtype, *(wanted(name, policy) for policy in policies)]
         for name, tensor in tensors.items()
     }
 
