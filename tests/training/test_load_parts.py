@@ -13,7 +13,8 @@ from unshard.dtypes import DTYPES
 from unshard.errors import DamagedFileError
 from unshard.tensors import Box, CastTensor
 from unshard.training import filling
-from unshard.training.filling import Filler, Part
+from unshard.training.filling import Filler
+from unshard.training.local_parts import LocalPart
 
 BOXES = [
     Box((0, 0, 0), (7, 5, 3)),
@@ -46,7 +47,7 @@ def test_a_box_is_filled_and_nothing_around_it(
     strided = around[: box.shape[2], : box.shape[0], : box.shape[1]].permute(1, 2, 0)
     plain = torch.full(box.shape, -1.0)
     for memory in (plain, strided):
-        assert Filler().fill(Part("w", box, memory), tensor) == 4 * box.volume
+        assert Filler().fill(LocalPart(box, memory), tensor) == 4 * box.volume
         assert torch.equal(memory, part_of(whole, box))
     assert int((around != -1).sum()) == box.volume
 
@@ -55,27 +56,27 @@ def test_a_box_is_filled_and_nothing_around_it(
 def test_a_cast_is_the_one_that_torch_makes(box: Box, whole: torch.Tensor, tmp_path: Path) -> None:
     tensor = CastTensor(unshard.open(tmp_path / "model.safetensors")["w"], DTYPES["bfloat16"])
     memory = torch.zeros(box.shape, dtype=torch.bfloat16)
-    assert Filler().fill(Part("w", box, memory), tensor) == 2 * box.volume
+    assert Filler().fill(LocalPart(box, memory), tensor) == 2 * box.volume
     assert torch.equal(memory, part_of(whole, box).bfloat16())
 
 
 def test_a_tensor_without_dimensions_is_filled(whole: torch.Tensor, tmp_path: Path) -> None:
     memory = torch.tensor(False)
-    assert Filler().fill(Part("one", Box((), ()), memory), unshard.open(tmp_path)["one"]) == 1
+    assert Filler().fill(LocalPart(Box((), ()), memory), unshard.open(tmp_path)["one"]) == 1
     assert memory.item() is True
 
 
 def test_memory_that_wants_gradients_is_filled_in_place(whole: torch.Tensor, tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.zeros(7, 5, 3))
     address = parameter.data_ptr()
-    Filler().fill(Part("w", BOXES[0], parameter), unshard.open(tmp_path)["w"])
+    Filler().fill(LocalPart(BOXES[0], parameter), unshard.open(tmp_path)["w"])
     assert torch.equal(parameter.detach(), whole)
     assert parameter.data_ptr() == address
 
 
 def test_a_file_that_changed_meanwhile_is_told(whole: torch.Tensor, tmp_path: Path) -> None:
     filler, file = Filler(), tmp_path / "model.safetensors"
-    filler.fill(Part("w", BOXES[0], torch.zeros(7, 5, 3)), unshard.open(file)["w"])
+    filler.fill(LocalPart(BOXES[0], torch.zeros(7, 5, 3)), unshard.open(file)["w"])
     filler.require_unchanged()
     with file.open("r+b") as stream:
         stream.seek(-1, 2)

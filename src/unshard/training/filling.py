@@ -9,8 +9,6 @@ Memory:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from unshard.inference.torch_tensors import torch_dtype
@@ -18,24 +16,9 @@ from unshard.storage.files import InputFile
 from unshard.tensors import Box, CastTensor, DescribedTensor, Tensor
 from unshard.tensors.boxes import row_ranges, split_range
 from unshard.tensors.views import narrow
+from unshard.training.local_parts import LocalPart
 
 _BLOCK_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a tensor that a rank holds.
-
-    Attributes:
-        name: The tensor.
-        box: Which part.
-        memory: Where its elements are: a view of the model's own memory in the shape of the box, of any
-            strides, on any device.
-    """
-
-    name: str
-    box: Box
-    memory: torch.Tensor
 
 
 class Filler:
@@ -45,7 +28,7 @@ class Filler:
         self._block: memoryview | None = None
         self._files: set[InputFile] = set()
 
-    def fill(self, part: Part, tensor: Tensor) -> int:
+    def fill(self, part: LocalPart, tensor: Tensor) -> int:
         """Read what `part` is of `tensor` into its memory; return the bytes that it takes there.
 
         The tensor has the dtype of the memory already.
@@ -53,8 +36,8 @@ class Filler:
         Raises:
             DamagedFileError: A file is shorter than it should be, or has changed.
         """
-        memory = part.memory.detach()
-        assert memory.dtype == torch_dtype(tensor.dtype), part.name
+        memory = part.elements.detach()
+        assert memory.dtype == torch_dtype(tensor.dtype)
         count, size = part.box.volume, tensor.dtype.itemsize
         if not count:
             return 0

@@ -7,7 +7,6 @@ code that leads a checkpoint to a published base leads it to the module just as 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from unshard.base import Base, ExpectedTensor
@@ -16,22 +15,15 @@ from unshard.base.locating import locate_base
 from unshard.dtypes import DType
 from unshard.errors import BaseModelError
 from unshard.recipes.ties import is_output_head
+from unshard.training.local_parts import LocalTensor, dtype_named
+from unshard.training.local_tensors import LocalModel
 
 
-def base_of_live(
-    expected: Mapping[str, tuple[tuple[int, ...], DType]],
-    *,
-    buffers: frozenset[str],
-    ties: Mapping[str, str],
-    model_config: object,
-    reference: str | Path | None,
-) -> Base:
+def base_of_live(local: LocalModel, *, model_config: object, reference: str | Path | None) -> Base:
     """Return the base that a model in training is.
 
     Args:
-        expected: Shape and dtype of every tensor by its name in the module, in the module's order.
-        buffers: Which of them are buffers.
-        ties: Names that are one of them again.
+        local: The module as this rank holds it; names, shapes and dtypes are those of all ranks.
         model_config: The module's configuration, or None where it has none of transformers' kind.
         reference: Where the weights are that training started from; an adapter may be merged into
             them. Without it, where the configuration says it was loaded from.
@@ -40,7 +32,7 @@ def base_of_live(
         BaseModelError: The reference leads nowhere.
     """
     config = _as_data(model_config)
-    if any(map(is_output_head, ties)) and not tie_flag(config):
+    if any(map(is_output_head, local.ties)) and not tie_flag(config):
         config = {**config, TIE_FLAG: True}
     name = type(model_config).__name__.removesuffix("Config") if model_config is not None else "module"
     return Base(
@@ -49,11 +41,20 @@ def base_of_live(
         origin="the module itself",
         config_bytes=json.dumps(config).encode(),
         config=config,
-        expected={name: ExpectedTensor(*each, name in buffers) for name, each in expected.items()},
+        expected={
+            name: ExpectedTensor(tensor.shape, _held_in(tensor), name in local.buffers)
+            for name, tensor in local.tensors.items()
+        },
         expected_from="its parameters and buffers",
         expected_in_order=True,
-        ties=ties,
+        ties=local.ties,
     )
+
+
+def _held_in(tensor: LocalTensor) -> DType:
+    """Return the dtype of the memory; FSDP1 holds buffers in another one than they are published in."""
+    held = dtype_named(tensor.parts[0].elements.dtype) if tensor.parts else None
+    return held or tensor.dtype
 
 
 def _as_data(model_config: object) -> Config:

@@ -5,7 +5,8 @@ the boxes that every rank holds are known: each is a chunk of its own, so one pl
 
 Source:
     torch/distributed/checkpoint/planner.py (`SavePlanner`, `WriteItem`), planner_helpers.py
-    (`_create_write_item_for_tensor`), default_planner.py (`create_default_global_save_plan`).
+    (`_create_write_item_for_tensor`), default_planner.py (`create_default_global_save_plan`),
+    state_dict_saver.py (`_save_state_dict`: who calls what, in which order).
 """
 
 from __future__ import annotations
@@ -18,26 +19,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemWriter, save
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from unshard.training.filling import Part
+from unshard.training.local_parts import LocalPart
+from unshard.training.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part that this rank writes, and the shape of the tensor that it is a part of."""
+    """A part that this rank writes.
 
-    part: Part
+    Attributes:
+        name: The tensor.
+        shape: Its whole shape.
+        part: The part.
+    """
+
+    name: str
     shape: tuple[int, ...]
+    part: LocalPart
 
     @property
     def key(self) -> tuple[str, tuple[int, ...]]:
         """The tensor, and where in it the part begins."""
-        return self.part.name, self.part.box.start
+        return self.name, self.part.box.start
 
 
 class BoxPlanner(DefaultSavePlanner):  # type: ignore[misc]  # torch's types are not read
@@ -56,28 +64,35 @@ class BoxPlanner(DefaultSavePlanner):  # type: ignore[misc]  # torch's types are
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         """Return the elements of a chunk."""
         assert index.offset is not None
-        return self.chunks[index.fqn, tuple(index.offset)].part.memory.detach()
+        return self.chunks[index.fqn, tuple(index.offset)].part.elements
 
 
-def write_chunks(folder: Path, chunks: Iterable[Chunk], group: dist.ProcessGroup | None) -> None:
-    """Write the chunks of all ranks into `folder`; every rank of `group` calls it.
+def write_chunks(folder: Path, chunks: Iterable[Chunk], ranks: Ranks) -> None:
+    """Write the chunks of all ranks into `folder`; every rank calls it.
 
     Memory:
-        One chunk at a time where it lies on a device or is part of a larger storage.
+        One chunk at a time where it lies on a device, or is part of a larger storage.
     """
-    write_state({}, folder, group, planner=BoxPlanner(chunks))
+    write_state({}, folder, ranks, planner=BoxPlanner(chunks))
 
 
 def write_state(
-    state: Mapping[str, Any],
-    folder: Path,
-    group: dist.ProcessGroup | None,
-    *,
-    planner: DefaultSavePlanner | None = None,
+    state: Mapping[str, Any], folder: Path, ranks: Ranks, *, planner: DefaultSavePlanner | None = None
 ) -> None:
-    """Write a state dict as DCP, as torch does."""
-    with quiet_torch():
-        save(dict(state), storage_writer=FileSystemWriter(folder), planner=planner, process_group=group)
+    """Write a state dict as DCP: torch's planner and writer, and our ranks between them."""
+    writer, planner = FileSystemWriter(folder), planner or DefaultSavePlanner()
+    is_first = ranks.rank == 0
+
+    def plan() -> SavePlan:
+        writer.set_up_storage_writer(is_first)
+        planner.set_up_planner(dict(state), writer.storage_meta(), is_first)
+        return writer.prepare_local_plan(planner.create_local_plan())
+
+    plans = ranks.together("planning what each writes", plan)
+    plans, metadata = planner.create_global_plan(plans)
+    own = planner.finish_plan(writer.prepare_global_plan(plans)[ranks.rank])
+    written = ranks.together("writing", lambda: writer.write_data(own, planner).wait())
+    ranks.together("writing", lambda: writer.finish(metadata, written) if is_first else None)
 
 
 @contextmanager
@@ -89,13 +104,13 @@ def quiet_torch() -> Iterator[None]:
 
 
 def _write_item(chunk: Chunk) -> WriteItem:
-    box, memory = chunk.part.box, chunk.part.memory
+    box, elements = chunk.part.box, chunk.part.elements
     return WriteItem(
-        index=MetadataIndex(chunk.part.name, torch.Size(box.start)),
+        index=MetadataIndex(chunk.name, torch.Size(box.start)),
         type=WriteItemType.SHARD,
         tensor_data=TensorWriteData(
             chunk=ChunkStorageMetadata(offsets=torch.Size(box.start), sizes=torch.Size(box.shape)),
-            properties=TensorProperties(dtype=memory.dtype),
+            properties=TensorProperties(dtype=elements.dtype),
             size=torch.Size(chunk.shape),
         ),
     )
