@@ -14,7 +14,7 @@ from unshard.match.adapter_settings import AdapterSettings, Scale
 from unshard.recipes.adapters import CONV1D
 from unshard.tensors import Box, DescribedTensor
 from unshard.tensors.casting import CastTensor
-from unshard.tensors.computed import computed_tensor
+from unshard.tensors.computed import Computing
 from unshard.tensors.merging import CastSource, MergedSource
 from unshard.tensors.views import concatenate, narrow, reshape, split, stack, unstack
 
@@ -186,28 +186,28 @@ def _rank_unlike(
 
 
 def merged_tensor(
-    merge: Merge, weight: DescribedTensor, tensors: Tensors, *, as_float32: bool
+    merge: Merge, weight: DescribedTensor, tensors: Tensors, *, as_float32: bool, computing: Computing
 ) -> DescribedTensor:
     """Return what a parameter becomes: as float32, which is cast later, or in the parameter's own dtype."""
     a, b = tensors[merge.factors.a], tensors[merge.factors.b]
     if merge.experts:
-        merged = _merged_experts(merge, weight, a, b)
+        merged = _merged_experts(merge, weight, a, b, computing)
     else:
         magnitude = None if merge.factors.magnitude is None else tensors[merge.factors.magnitude]
         source = MergedSource(weight, a, b, merge.scale.value, merge.transposed, magnitude)
-        merged = computed_tensor(source, weight.shape, FLOAT32)
-    return merged if as_float32 else cast_to(merged, weight.dtype)
+        merged = computing(source, weight.shape, FLOAT32)
+    return merged if as_float32 else cast_to(merged, weight.dtype, computing)
 
 
-def cast_to(tensor: DescribedTensor, dtype: DType) -> DescribedTensor:
+def cast_to(tensor: DescribedTensor, dtype: DType, computing: Computing) -> DescribedTensor:
     """Return a tensor in another floating dtype, of which views can be made."""
     if tensor.dtype == dtype:
         return tensor
-    return computed_tensor(CastSource(CastTensor(tensor, dtype)), tensor.shape, dtype)
+    return computing(CastSource(CastTensor(tensor, dtype)), tensor.shape, dtype)
 
 
 def _merged_experts(
-    merge: Merge, weight: DescribedTensor, a: DescribedTensor, b: DescribedTensor
+    merge: Merge, weight: DescribedTensor, a: DescribedTensor, b: DescribedTensor, computing: Computing
 ) -> DescribedTensor:
     """Return the experts, each with its own factors merged.
 
@@ -221,14 +221,20 @@ def _merged_experts(
     firsts = split(a, 0, [rank] * experts)
     seconds = unstack(reshape(b, (b.shape[0], rank, experts)), 2)
     merged = [
-        computed_tensor(MergedSource(*each, merge.scale.value, merge.transposed), each[0].shape, FLOAT32)
+        computing(MergedSource(*each, merge.scale.value, merge.transposed), each[0].shape, FLOAT32)
         for each in zip(unstack(weight, 0), firsts, seconds, strict=True)
     ]
     return stack(merged, 0)
 
 
 def with_rows(
-    weight: DescribedTensor, rows: DescribedTensor, indices: Sequence[int], subject: object, source: str
+    weight: DescribedTensor,
+    rows: DescribedTensor,
+    indices: Sequence[int],
+    subject: object,
+    source: str,
+    *,
+    computing: Computing,
 ) -> DescribedTensor:
     """Return a weight with some of its rows replaced, in the wider of the two dtypes.
 
@@ -244,7 +250,7 @@ def with_rows(
             expected=f"a row for each of them, in an embedding of shape {list(weight.shape)}",
         )
     wide = max(weight.dtype, rows.dtype, key=lambda dtype: dtype.itemsize)
-    weight, rows = cast_to(weight, wide), cast_to(rows, wide)
+    weight, rows = cast_to(weight, wide, computing), cast_to(rows, wide, computing)
     parts: list[DescribedTensor] = []
     begin, width = 0, weight.shape[1]
     for position, index in sorted(enumerate(indices), key=lambda pair: pair[1]):

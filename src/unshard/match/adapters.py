@@ -31,6 +31,7 @@ from unshard.recipes.adapters import holds_adapter, parse_adapter_name, without_
 from unshard.recipes.ties import is_output_head, shared_pairs
 from unshard.sizes import counted
 from unshard.tensors import DescribedTensor
+from unshard.tensors.computed import Computing
 
 
 def undo_adapters(
@@ -62,7 +63,7 @@ def undo_adapters(
         ground = ground_in_checkpoint(parts, restored)
     require_targets(parts, settings, ground, checkpoint.path)
     ground = with_saved(ground, parts, restored)
-    merging = _Merging(parts, settings, restored, checkpoint, ground, before)
+    merging = _Merging(parts, settings, restored, checkpoint, ground, before, choices.computing)
     merging.add_parameters(base, as_float32=_is_cast(choices, base))
     return merging.result()
 
@@ -108,6 +109,7 @@ class _Merging:
     checkpoint: Checkpoint
     ground: Ground
     before: Mapping[str, DescribedTensor] | None
+    computing: Computing
     tensors: dict[str, DescribedTensor] = field(default_factory=dict)
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -144,7 +146,9 @@ class _Merging:
         for merge in self.merges:
             own = self.origins.get(merge.target, ())
             weight = self.tensors[merge.target]
-            merged = merged_tensor(merge, weight, self.restored.tensors, as_float32=as_float32)
+            merged = merged_tensor(
+                merge, weight, self.restored.tensors, as_float32=as_float32, computing=self.computing
+            )
             self._put(merge.target, merged, (*own, *merge.factors.names))
             self.reasons[merge.target] = f"merged: scale {merge.scale.value:.6g} ({merge.scale.told})"
 
@@ -165,7 +169,9 @@ class _Merging:
                 expected="trainable_token_indices in adapter_config.json",
                 hint="Put the run's adapter_config.json beside the checkpoint.",
             )
-        merged = with_rows(self.tensors[name], rows, indices, self.checkpoint.path, source)
+        merged = with_rows(
+            self.tensors[name], rows, indices, self.checkpoint.path, source, computing=self.computing
+        )
         self._put(name, merged, (*self.origins.get(name, ()), source))
         self.reasons[name] = f"{len(indices)} rows of it replaced"
         if self.before is not None:

@@ -10,6 +10,7 @@ from unshard.base import Base
 from unshard.checkpoint import Checkpoint
 from unshard.findings import Finding
 from unshard.tensors import DescribedTensor
+from unshard.tensors.computed import Computing, computed_tensor
 
 AdapterChoice = Literal["merge", "keep", "both"]
 
@@ -22,11 +23,13 @@ class Choices:
         dtype: The dtype policy: `base`, `keep`, or the name of a dtype.
         adapter: What becomes of an adapter: merged into the weights, kept by itself, or both.
         lora_alpha: The numerator of its scale, where no file tells it.
+        computing: How what is computed in merging is described: as one piece, or by who can compute it.
     """
 
     dtype: str = "base"
     adapter: AdapterChoice = "merge"
     lora_alpha: float | None = None
+    computing: Computing = computed_tensor
 
 
 @dataclass(frozen=True, slots=True)

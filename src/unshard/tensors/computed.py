@@ -6,13 +6,17 @@ view of a tensor in a file is also a view of a computed one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unshard.dtypes import DType
 from unshard.tensors.boxes import Box
 from unshard.tensors.described import DescribedTensor
 from unshard.tensors.pieces import Piece
 from unshard.tensors.sources import Source
+
+
+# Describes what a source computes: as one piece, or as the pieces that different ranks can compute.
+Computing = Callable[[Source, Sequence[int], DType], DescribedTensor]
 
 
 def computed_tensor(source: Source, shape: Sequence[int], dtype: DType) -> DescribedTensor:
