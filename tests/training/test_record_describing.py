@@ -21,7 +21,7 @@ from unshard.training.describing_run import (
     describe_code,
     describe_tokenizer,
     model_config_of,
-    model_of,
+    bare_model,
     seed_of_torch,
 )
 from unshard.training.environment_of_training import check_alike, united, with_own_device
@@ -123,7 +123,7 @@ def test_wrappers_are_no_part_of_the_class_of_a_model() -> None:
     name = "transformers.models.llama.modeling_llama.LlamaForCausalLM"
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     for wrapped in (model, torch.compile(model), adapted):
-        assert class_name_of(model_of(wrapped)) == name
+        assert class_name_of(bare_model(wrapped)) == name
         assert model_config_of(wrapped) is model.config
     assert model_config_of(torch.nn.Linear(2, 2)) is None
 

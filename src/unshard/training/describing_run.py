@@ -69,7 +69,7 @@ def seed_of_torch() -> int | None:
     return None if seed == _NO_SEED else seed
 
 
-def model_of(model: Module) -> Module:
+def bare_model(model: Module) -> Module:
     """Return the model without wrappers of training, and without PEFT's around it."""
     bare = bare_module(model)
     is_adapted = hasattr(bare, "peft_config") and hasattr(bare, "get_base_model")
@@ -78,7 +78,7 @@ def model_of(model: Module) -> Module:
 
 def model_config_of(model: Module) -> PreTrainedConfig | None:
     """Return the configuration of the model, of transformers' kind, or None where it has none."""
-    config = getattr(model_of(model), "config", None)
+    config = getattr(bare_model(model), "config", None)
     return config if hasattr(config, "to_json_string") else None
 
 
@@ -90,7 +90,7 @@ def describe_model(model: Module, live: LiveModel, config: PreTrainedConfig | No
         live: The same, described.
         config: Its configuration where it is not the model's own.
     """
-    bare = model_of(model)
+    bare = bare_model(model)
     config = model_config_of(model) if config is None else config
     tensors = live.checkpoint.tensors
     sizes = {name: element_count(t) for name, t in tensors.items() if name not in live.buffers}
