@@ -12,16 +12,17 @@ from types import ModuleType
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from trainers.tiny_llama import VOCABULARY, tiny_llama, tiny_tokenizer
 from unshard.record.description import Device, Environment
 from unshard.training.describing_run import (
+    bare_model,
     class_name_of,
     describe_base,
     describe_code,
     describe_tokenizer,
     model_config_of,
-    bare_model,
     seed_of_torch,
 )
 from unshard.training.environment_of_training import check_alike, united, with_own_device
@@ -122,7 +123,7 @@ def test_wrappers_are_no_part_of_the_class_of_a_model() -> None:
     model = tiny_llama(1, tied=False, dtype=torch.float32)
     name = "transformers.models.llama.modeling_llama.LlamaForCausalLM"
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    for wrapped in (model, torch.compile(model), adapted):
+    for wrapped in (model, checkpoint_wrapper(model), adapted):
         assert class_name_of(bare_model(wrapped)) == name
         assert model_config_of(wrapped) is model.config
     assert model_config_of(torch.nn.Linear(2, 2)) is None
