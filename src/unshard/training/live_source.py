@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from unshard.dtypes import DType
 from unshard.tensors import CastTensor, DescribedTensor, Piece, Place, Run, Source, Tensor
+from unshard.tensors.boxes import split_range
 
 # Reads elements that another rank holds: (rank, slot, start, stop, into).
 RemoteRead = Callable[[int, int, int, int, memoryview], None]
@@ -36,7 +38,13 @@ class Holdings:
     Never sent to another rank; sources find the holdings of their own process by a token.
     """
 
-    def __init__(self, token: str, rank: int, held: Mapping[int, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        token: str,
+        rank: int,
+        held: Mapping[int, torch.Tensor],
+        published: Mapping[int, torch.dtype] = MappingProxyType({}),
+    ) -> None:
         """Remember tensors until `close`.
 
         Args:
@@ -44,12 +52,18 @@ class Holdings:
             rank: This rank.
             held: For every slot a tensor of any strides and device; its row-major order is the order of
                 the elements. They are views of the model's own memory, never copies.
+            published: The dtypes that elements are read in, for slots where that is not their own.
         """
         self.token = token
         self.rank = rank
         self.held = held
+        self._published = published
         self.remote: RemoteRead | None = None
         _HOLDINGS[token] = self
+
+    def dtype_of(self, slot: int) -> torch.dtype:
+        """Return the dtype that the elements of a slot are read in."""
+        return self._published.get(slot, self.held[slot].dtype)
 
     def close(self) -> None:
         """Forget the tensors."""
@@ -108,21 +122,33 @@ class LiveSource:
             assert holdings.remote is not None, "another rank's elements are read only where it serves them"
             holdings.remote(self.rank, self.slot, start, stop, into)
         else:
-            read_elements(holdings.held[self.slot], start, stop, into)
+            read_elements(holdings.held[self.slot], start, stop, into, holdings.dtype_of(self.slot))
 
 
-def read_elements(tensor: torch.Tensor, start: int, stop: int, into: memoryview) -> None:
-    """Fill `into` with elements `start` to `stop` of `tensor` in row-major order, little-endian."""
-    target = torch.frombuffer(into, dtype=tensor.dtype) if stop > start else None
-    if target is None:
+def read_elements(
+    tensor: torch.Tensor, start: int, stop: int, into: memoryview, dtype: torch.dtype | None = None
+) -> None:
+    """Fill `into` with elements `start` to `stop` of `tensor` in row-major order, little-endian.
+
+    Args:
+        tensor: Of any strides and device.
+        start: The first element.
+        stop: The element after the last one.
+        into: As long as they are.
+        dtype: What they become; their own without it.
+    """
+    if start == stop:
         return
-    if tensor.is_contiguous():
-        target.copy_(tensor.detach().view(-1)[start:stop])
-    else:  # rows that lie apart: those that the range touches
-        inner = max(math.prod(tensor.shape[1:]), 1)
-        first, last = start // inner, -(-stop // inner)
-        rows = tensor.detach()[first:last].reshape(-1)
-        target.copy_(rows[start - first * inner : stop - first * inner])
+    target = torch.frombuffer(into, dtype=tensor.dtype if dtype is None else dtype)
+    elements = tensor.detach()
+    if elements.is_contiguous():
+        target.copy_(elements.view(-1)[start:stop])
+        return
+    done = 0
+    for box in split_range(elements.shape, start, stop):
+        part = elements[tuple(map(slice, box.start, box.stop))]
+        target[done : done + box.volume].view(box.shape).copy_(part)
+        done += box.volume
 
 
 def owner_of(source: Source) -> int:
