@@ -14,27 +14,18 @@ Memory:
     4 MiB for every rank that is sent to or received from, at most 64 MiB together; a temporary file with
     the factors, and with what DoRA needs.
 
-Source:
-    peft src/peft/peft_model.py (`save_pretrained`), src/peft/config.py (`save_pretrained`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
-import torch
-
-from unshard.checkpoint import Checkpoint
 from unshard.dtypes import DType
-from unshard.errors import OptionError
-from unshard.recipes.adapters import CONFIG, holds_adapter, parse_adapter_name, without_prefix
 from unshard.tensors import Box, CastTensor, DescribedTensor, Piece, Place, Run, Source, Tensor
 from unshard.tensors.computed import computed_tensor
 from unshard.tensors.merging import CastSource, MergedSource

@@ -183,9 +183,7 @@ def _edits(live: Config, before: Config, raw: Config, path: tuple[str, ...]) -> 
             yield ".".join((*path, key)), value
 
 
-def _rope_edits(
-    rope: Mapping[str, Any], raw: Config, path: tuple[str, ...]
-) -> Iterator[tuple[str, object]]:
+def _rope_edits(rope: Mapping[str, Any], raw: Config, path: tuple[str, ...]) -> Iterator[tuple[str, object]]:
     """Yield the settings of rotary embeddings in the spellings that the text has."""
     bare = {key: value for key, value in raw.items() if key not in (*_OLDER_ROPE, _ROPE)}
     older = {key: value for key, value in spelling_edits({**bare, _ROPE: rope}).items() if "." not in key}
@@ -226,7 +224,9 @@ def generation_file(bare: Module, folder: Path | None) -> bytes | None:
     if own is not None and own.is_file():
         try:
             content, raw = read_config(own)
-            if _generation(json.loads(type(settings)(**raw).to_json_string(use_diff=True))) == _generation(live):
+            if _generation(json.loads(type(settings)(**raw).to_json_string(use_diff=True))) == _generation(
+                live
+            ):
                 return content
         except (BaseModelError, TypeError, ValueError):
             pass

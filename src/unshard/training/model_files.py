@@ -97,7 +97,7 @@ def prepare_base(
     model: Module,
     live: LiveModel,
     *,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     model_config: PreTrainedConfig | Mapping[str, object] | str | Path | None = None,
     base: str | Path | None = None,
 ) -> Prepared | None:
@@ -183,7 +183,9 @@ def _files(
             files |= code
             names = ", ".join(code) or "code that is not at hand"
             told.append(
-                finding("U605", subject="config.json", saw=f"needs {names}", remedy="Read it before you run it.")
+                finding(
+                    "U605", subject="config.json", saw=f"needs {names}", remedy="Read it before you run it."
+                )
             )
         contents = {name: path.read_bytes() for name, path in files.items() if _is_small(path)}
     generation = generation_file(bare, folder)
@@ -224,7 +226,7 @@ def _saved_tokenizer(tokenizer: object, folder: Path) -> dict[str, Path]:
 def _with_expectation(prepared: Prepared, bare: Module, live: LiveModel, folder: Path | None) -> Prepared:
     """Return what is prepared with what the model's class needs, where the model is what its class is."""
     config: dict[str, object] = json.loads(prepared.config_bytes)
-    if not type(bare).__mro__[-1] or not class_name_of(bare).startswith("transformers."):
+    if not class_name_of(bare).startswith("transformers."):
         return prepared
     registered = registered_from_class(config)
     expected = None if registered is None else expected_from_class(config)
@@ -236,7 +238,7 @@ def _with_expectation(prepared: Prepared, bare: Module, live: LiveModel, folder:
             subject=class_name_of(bare).rpartition(".")[2],
             saw=f"`{unlike[0]}`" + (f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""),
             expected=f"the {len(registered)} parameters of the class",
-            remedy="They are saved under the names that they have. Load the folder with the code that trained.",
+            remedy="They are saved as they are. Load the folder with the code that built the model.",
         )
         return replace(prepared, findings=(*prepared.findings, told))
     dtypes = {} if folder is None else _dtypes_in(folder)
