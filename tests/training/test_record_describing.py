@@ -86,23 +86,24 @@ def test_the_base_is_what_the_script_names_with_the_commit_of_its_snapshot(tmp_p
     commit = "a" * 40
     snapshot = tmp_path / "models--org--model" / "snapshots" / commit
     snapshot.mkdir(parents=True)
-    told = describe_base(snapshot, None, None)
+    (snapshot / "config.json").write_text("{}")
+    told = describe_base(snapshot, None)
     assert told is not None
     assert (told.reference, told.revision) == ("org/model", commit)
-    folder = describe_base(tmp_path, None, None)
+    folder = describe_base(tmp_path, None)
     assert folder is not None
     assert (folder.reference, folder.revision) == (str(tmp_path), None)
-    assert describe_base(None, None, None) is None
+    assert describe_base(None, None) is None
 
 
 def test_without_a_name_the_base_is_what_the_configuration_was_loaded_from() -> None:
     config = tiny_llama(1, tied=False, dtype=torch.float32).config
-    assert describe_base(None, None, config) is None
+    assert describe_base(None, config) is None
     config._name_or_path, config._commit_hash = "org/model", "b" * 40
-    told = describe_base(None, None, config)
+    told = describe_base(None, config)
     assert told is not None
     assert (told.reference, told.revision) == ("org/model", "b" * 40)
-    other = describe_base("org/another", None, config)
+    other = describe_base("org/another", config)
     assert other is not None
     assert (other.reference, other.revision) == ("org/another", None)
 
@@ -116,6 +117,14 @@ def test_a_tokenizer_is_told_by_the_digests_of_what_it_saves(tmp_path: Path) -> 
     assert told.files["tokenizer.json"] == hashlib.sha256(content).hexdigest()
     assert told.files.keys() == {path.name for path in tmp_path.iterdir()}
     assert (told.tokens, told.class_name) == (VOCABULARY, type(tokenizer).__name__)
+
+
+def test_the_folder_of_a_tokenizer_is_as_good_as_the_tokenizer(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    told, of_object = describe_tokenizer(tmp_path), describe_tokenizer(tiny_tokenizer())
+    assert told is not None
+    assert of_object is not None
+    assert (told.tokens, told.files["tokenizer.json"]) == (VOCABULARY, of_object.files["tokenizer.json"])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Module
 
-from unshard.base import Base
+from unshard.base.configuration import read_config
+from unshard.base.locating import locate_base
+from unshard.base.side_files import is_tokenizer_file, side_files_of
+from unshard.errors import BaseModelError
+from unshard.match.tokens import count_tokens
 from unshard.record.description import BaseOfTraining, Code, ModelOfTraining, TokenizerOfTraining
 from unshard.record.secrets import without_secrets, without_secrets_in_text, without_secrets_in_words
 from unshard.tensors import element_count
@@ -82,23 +86,25 @@ def model_config_of(model: Module) -> PreTrainedConfig | None:
     return config if hasattr(config, "to_json_string") else None
 
 
-def describe_model(model: Module, live: LiveModel, config: PreTrainedConfig | None = None) -> ModelOfTraining:
+def describe_model(
+    model: Module, live: LiveModel, config: PreTrainedConfig | Mapping[str, object] | str | Path | None = None
+) -> ModelOfTraining:
     """Return the model's class and configuration.
 
     Args:
         model: The model, wrapped or not.
         live: The same, described.
-        config: Its configuration where it is not the model's own.
+        config: Its configuration where it is not the model's own: one of transformers', a mapping, or the
+            path of a config.json.
     """
-    bare = bare_model(model)
-    config = model_config_of(model) if config is None else config
+    own = model_config_of(model)
     tensors = live.checkpoint.tensors
     sizes = {name: element_count(t) for name, t in tensors.items() if name not in live.buffers}
     frozen = set(_frozen_names(model))
     return ModelOfTraining(
-        class_name=class_name_of(bare),
-        config=None if config is None else config_as_data(config),
-        attention=getattr(config, "_attn_implementation", None),
+        class_name=class_name_of(bare_model(model)),
+        config=config_as_data(own if config is None else config),
+        attention=getattr(own, "_attn_implementation", None),
         parameters=sum(sizes.values()),
         trainable=sum(size for name, size in sizes.items() if name not in frozen),
         ties=dict(live.ties),
@@ -114,9 +120,17 @@ def class_name_of(model: Module) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def config_as_data(config: PreTrainedConfig) -> Mapping[str, object]:
-    """Return a configuration as config.json has it."""
-    data = without_secrets(plain_values(json.loads(config.to_json_string())))
+def config_as_data(
+    config: PreTrainedConfig | Mapping[str, object] | str | Path | None,
+) -> Mapping[str, object] | None:
+    """Return a configuration as config.json has it, or None for None."""
+    if config is None:
+        return None
+    if isinstance(config, str | Path):
+        values: object = read_config(Path(config))[1]
+    else:
+        values = config if isinstance(config, Mapping) else json.loads(config.to_json_string())
+    data = without_secrets(plain_values(values))
     assert isinstance(data, dict)
     return data
 
@@ -138,42 +152,64 @@ def _adapters_of(model: Module) -> dict[str, object]:
     return {str(name): without_secrets(plain_values(config)) for name, config in configs.items()}
 
 
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> TokenizerOfTraining | None:
-    """Return the tokenizer's class, size and the digests of the files that it saves; None for None."""
+def describe_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
+) -> TokenizerOfTraining | None:
+    """Return the tokenizer's class, size and the digests of its files; None for None.
+
+    Args:
+        tokenizer: A tokenizer, a processor, or the folder of one.
+    """
     if tokenizer is None:
         return None
+    if isinstance(tokenizer, str | Path):
+        files = {
+            name: path for name, path in side_files_of(Path(tokenizer)).items() if is_tokenizer_file(name)
+        }
+        return TokenizerOfTraining(_tokenizer_class(files), count_tokens(files) or 0, _digests_of(files))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        digests = {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-        }
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        digests = _digests_of({path.relative_to(folder).as_posix(): path for path in paths})
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
     return TokenizerOfTraining(type(tokenizer).__name__, len(inner), digests)
 
 
-def describe_base(
-    reference: str | Path | None, base: Base | None, config: PreTrainedConfig | None
-) -> BaseOfTraining | None:
+def _digests_of(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
+def _tokenizer_class(files: Mapping[str, Path]) -> str:
+    """Return the class that the files of a tokenizer name, or that they name none."""
+    settings = files.get("tokenizer_config.json")
+    named = None if settings is None else read_config(settings)[1].get("tokenizer_class")
+    return named if isinstance(named, str) else "of no class"
+
+
+def describe_base(reference: str | Path | None, config: PreTrainedConfig | None) -> BaseOfTraining | None:
     """Return what training started from, with its commit on the hub, or None where nothing tells.
 
     Args:
-        reference: What the script names.
-        base: What that was found to be.
+        reference: What the script names: a folder, or a name on the hub.
         config: The model's configuration, which knows where it was loaded from.
     """
     loaded = str(getattr(config, "name_or_path", None) or "")
-    named = str(reference) if reference is not None else loaded or (base.reference if base else "")
+    named = loaded if reference is None else str(reference)
     if not named:
         return None
-    folder = Path(named) if base is None else base.path
-    name, revision = _in_hub_cache(folder)
-    if revision is None and named == loaded:
-        commit = getattr(config, "_commit_hash", None)
-        revision = commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
-    is_snapshot = name is not None and Path(named).is_dir()
-    return BaseOfTraining(name if is_snapshot and name else without_secrets_in_text(named), revision)
+    name, revision = _in_hub_cache(_folder_of(named))
+    commit = getattr(config, "_commit_hash", None)
+    if named == loaded and isinstance(commit, str) and _COMMIT.fullmatch(commit):
+        revision = commit
+    return BaseOfTraining(without_secrets_in_text(name or named), revision)
+
+
+def _folder_of(reference: str) -> Path:
+    """Return the folder of a base, or a path where nothing lies if it is not on this machine."""
+    try:
+        return locate_base(reference, download=False)
+    except (BaseModelError, ValueError):  # a name with a null byte is no path at all
+        return Path(reference)
 
 
 def _in_hub_cache(folder: Path) -> tuple[str | None, str | None]:

@@ -56,8 +56,9 @@ class Telling:
     Attributes:
         config: The training configuration: a dataclass, a namespace, a mapping, TrainingArguments, the path
             of a YAML or JSON file, or a tuple of several of these.
-        model_config: The configuration of the model where it is not the model's own.
-        tokenizer: The tokenizer.
+        model_config: The configuration of the model where it is not the model's own: one of transformers',
+            a mapping, or the path of a config.json.
+        tokenizer: A tokenizer, a processor, or the folder of one.
         base: What training started from: a folder, or a name on the hub.
         step: The step.
         seed: The seed; without it, that of torch where it was given one.
@@ -67,8 +68,8 @@ class Telling:
     """
 
     config: object = None
-    model_config: PreTrainedConfig | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
+    model_config: PreTrainedConfig | Mapping[str, object] | str | Path | None = None
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None
     base: str | Path | None = None
     step: int | None = None
     seed: int | None = None
@@ -150,7 +151,7 @@ def build_record(
     given = ranks.together("describing the training", lambda: read_training_config(telling.config))[0]
 
     def described() -> Record | None:
-        return _describe(model, live, telling, given, base, environment) if ranks.rank == 0 else None
+        return _describe(model, live, telling, given, environment) if ranks.rank == 0 else None
 
     first = ranks.together("describing the training", described)[0]
     assert first is not None
@@ -169,15 +170,9 @@ def files_of(record: Record, beside: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _describe(
-    model: Module,
-    live: LiveModel,
-    telling: Telling,
-    given: GivenConfig,
-    base: Base | None,
-    environment: Environment,
+    model: Module, live: LiveModel, telling: Telling, given: GivenConfig, environment: Environment
 ) -> Record:
     """Return the record without tensors."""
-    config = telling.model_config or model_config_of(model)
     return Record(
         unshard=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -185,8 +180,8 @@ def _describe(
         seed=seed_of_torch() if telling.seed is None else telling.seed,
         data=telling.data,
         training=given.config,
-        base=describe_base(telling.base, base, config),
-        model=describe_model(model, live, config),
+        base=describe_base(telling.base, model_config_of(model)),
+        model=describe_model(model, live, telling.model_config),
         tokenizer=describe_tokenizer(telling.tokenizer),
         code=describe_code(),
         environment=environment,
