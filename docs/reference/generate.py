@@ -6,6 +6,7 @@ Run `python docs/reference/generate.py`; a test fails while a page differs from 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,31 @@ from unshard.cli.main import commands
 from unshard.dtypes import DTYPES
 from unshard.findings import RULES
 from unshard.pages import page_of
+from unshard.record.description import Record
+from unshard.record.schema import dataclasses_in, descriptions_of, record_schema
 
 HERE = Path(__file__).parent
+_RECORD_INTRO = """\
+`unshard.record.json` is what training tells about itself, written where it saves: how it was configured, on
+what it ran, a digest of every tensor, and how the model behaved. It lies in the folder of the checkpoint or
+the model; `unshard convert` carries it on unchanged, `unshard verify` holds the model against it.
+
+It is JSON in UTF-8, described by a [JSON Schema](record.schema.json). `record` is the version of the layout,
+1; readers pass over keys that they do not know, and refuse later versions. A number that is not finite is one
+of the words `NaN`, `Infinity` and `-Infinity`. Secrets are left out by their names and their looks. Beside it
+lies the training configuration, `unshard.training_config.yaml` or `.json`: the file that was given, byte for
+byte, or the values as JSON.
+
+`tensors` has every tensor under the name that it has in the published model, one a line. Its digests are
+SHA-256 of boxes that cover it exactly once, each taken by the rank that held the box, of its elements in
+row-major order, little-endian, in the dtype that is named.
+
+**Size.** A box takes 90 bytes and 12 more for every dimension, a tensor 100. FSDP2 makes one box of every
+tensor on every rank: T tensors on R ranks take about `T * (100 + 115 * R)` bytes for each dtype, which is
+1.4 MB for the 723 tensors of a Llama of 70 billion on 16 ranks. FSDP1 cuts only at the ends of what a rank
+holds of a unit of U parameters: about `U * 215 + R * 345` bytes for each unit and dtype. Readers take files
+of at most 256 MiB.
+"""
 _HEADER = "<!-- Written by docs/reference/generate.py; change the code instead. -->\n\n"
 
 
@@ -84,6 +108,27 @@ def dtype_page() -> str:
     return "\n".join(["# Dtypes\n", *head, *rows, ""])
 
 
+def record_page() -> str:
+    """Return the page of the record: what it is, how large it is, and every field of it."""
+    parts = ["# The record of training\n", _RECORD_INTRO]
+    for kind in (Record, *dataclasses_in(Record)):
+        title, told = descriptions_of(kind)
+        hints = inspect.get_annotations(kind)
+        rows = [f"| `{name}` | {_cell(hints[name])} | {_cell(told.get(name, ''))} |" for name in hints]
+        head = f"## `{kind.__name__}`\n\n{title}\n"
+        parts.append("\n".join([head, "| key | type | what it says |", "|---|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def record_schema_text() -> str:
+    """Return the JSON Schema of the record."""
+    return json.dumps(record_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "or").replace("Mapping[str, ", "object of [") if text else ""
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Yield every page of the reference with its text."""
     for name, write in (
@@ -92,8 +137,10 @@ def pages() -> Iterator[tuple[Path, str]]:
         ("api.md", api_page),
         ("errors.md", error_page),
         ("dtypes.md", dtype_page),
+        ("record.md", record_page),
     ):
         yield HERE / name, _HEADER + write()
+    yield HERE / "record.schema.json", record_schema_text()
     for code in RULES:
         yield HERE / "findings" / f"{code}.md", _HEADER + page_of(code)
 

@@ -4,7 +4,7 @@
 
 Size:
     A box takes 90 bytes and 12 more for every dimension of its tensor, and a tensor 100; so a model whose
-    T tensors lie on R ranks takes about T * (100 + 115 * R) bytes for every dtype: 1.5 MB for the 723 tensors
+    T tensors lie on R ranks takes about T * (100 + 115 * R) bytes for every dtype: 1.4 MB for the 723 tensors
     of a Llama of 70 billion on 16 ranks, in one dtype.
 """
 
