@@ -35,6 +35,9 @@ _ALWAYS = frozenset(
     ("python", "torch", "transformers", "accelerate", "accelerator", "devices", "memory", "bfloat16")
 )
 
+_TOLD = frozenset(("same", "enough"))
+_NARROWEST = 12
+
 
 @click.command(short_help="This machine beside the one that trained: what differs, and what it means.")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
@@ -75,6 +78,9 @@ def env(
         echo_json(result)
     elif export != Path("-"):
         _echo(result)
+        if path is not None and result.record is not None:
+            words = [path, *(() if step is None else ("--step", step)), "--export", "requirements.txt"]
+            echo_commands("recreate it", [command("unshard", "env", *words)])
     context.exit(3 if strict and not result.is_harmless else 0)
 
 
@@ -104,8 +110,6 @@ def _echo(result: EnvironmentComparison) -> None:
     codes = {line.code for line in result.lines}
     echo_findings([found for found in result.findings if found.code not in codes])
     _echo_consequences(result)
-    if result.path is not None and result.record is not None:
-        echo_commands("recreate it", [command("unshard", "env", result.path, "--export", "requirements.txt")])
 
 
 def _is_shown(line: Line) -> bool:
@@ -114,19 +118,24 @@ def _is_shown(line: Line) -> bool:
 
 def _cells(line: Line, *, alone: bool) -> tuple[str, ...]:
     """Return the cells of a line: aspect, training, here, mark."""
-    mark = f"{line.code} {line.verdict}" if line.code else "same" if line.verdict == "same" else ""
+    mark = f"{line.code} {line.verdict}" if line.code else line.verdict if line.verdict in _TOLD else ""
     there = plain(line.training or "-") + (" *" if line.evidence else "")
     here = plain(line.here or "-")
     return (line.aspect, here, mark) if alone else (line.aspect, there, here, mark)
 
 
 def _echo_table(rows: Sequence[tuple[str, ...]], *, alone: bool) -> None:
-    """Print rows in columns; what does not fit into its column goes on below."""
+    """Print rows in columns, or each by itself where the terminal is too narrow; long cells go on below."""
     header = ("", "here", "") if alone else ("", "training", "here", "")
     table = [header, *rows]
     first, last = max(len(row[0]) for row in table), max(len(row[-1]) for row in table)
     between = (width() - 2 - first - last - 2 * (len(header) - 1)) // (len(header) - 2)
-    widths = [first, *[max(between, 12)] * (len(header) - 2), last]
+    if between < _NARROWEST:
+        for row in rows:
+            echo(f"  {row[0]}")
+            echo_rows(zip((*header[1:-1], ""), row[1:], strict=True), indent=4)
+        return
+    widths = [first, *[between] * (len(header) - 2), last]
     for number, row in enumerate(table):
         cells = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)]
         for index in range(max(map(len, cells))):
@@ -145,8 +154,13 @@ def _echo_consequences(result: EnvironmentComparison) -> None:
         assert line.code is not None
         head = click.style(f"{line.code} {line.verdict}", fg=_COLOURS[line.verdict], bold=True)
         echo()
-        echo(f"  {head}  {RULES[line.code].title}: {line.aspect}")
+        title = RULES[line.code].title
+        title += "" if line.aspect in title else f": {line.aspect}"
+        for part in _wrapped(title, width() - len(line.code) - 12):
+            echo(f"  {head}  {part}" if head else f"      {part}")
+            head = ""
         echo_rows([("means", line.means), ("do", line.remedy)], indent=6)
     if result.is_harmless:
         echo()
-        echo("  " + click.style("nothing here stands in the way of inference", fg="green"))
+        for part in _wrapped("nothing here stands in the way of inference", width() - 2):
+            echo("  " + click.style(part, fg="green"))

@@ -121,7 +121,9 @@ def _verdict(aspect: str, there: str | None, here: str | None, sides: Sides) -> 
         return "only here"
     if here is None:
         return "only there"
-    if there == here or aspect in _NEEDS:
+    if aspect in _NEEDS:
+        return "enough"
+    if there == here:
         return "same"
     if aspect in (*PACKAGES, "python"):
         range_, installed = sides.written_by(aspect), sides.installed(aspect)

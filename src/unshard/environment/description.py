@@ -10,7 +10,7 @@ from typing import Literal
 from unshard.findings import Finding, Severity
 from unshard.record.description import Device, Environment
 
-Verdict = Literal["same", "different", "only here", "only there", "info", "warning", "error"]
+Verdict = Literal["same", "different", "enough", "only here", "only there", "info", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class Line:
         training: What it was in training, or None where nothing tells.
         evidence: What that was inferred from, or None where it was recorded.
         here: What it is here, or None where it is not there.
-        verdict: `same`; `different` without a consequence; `only here` or `only there`; else how much the
+        verdict: `same`; `different` without a consequence; `enough` where one side is what is
+            needed and the other what is there; `only here` or `only there`; else how much the
             difference matters: `info`, `warning`, `error`.
         code: The finding that says so, or None.
         means: What the difference means for inference, or None where it means nothing.

@@ -13,7 +13,8 @@ from unshard.errors import printable
 # What PyPI has under another name or not at all, and what only told of the training.
 _NOT_FROM_PYPI = frozenset(("apex", "flash-attn-3", "unshard"))
 _NEED_TORCH_TO_BUILD = frozenset(("flash-attn", "causal-conv1d", "mamba-ssm", "transformer-engine"))
-_BUILD = re.compile(r"\+((?:cu|rocm|xpu|cpu)[0-9.]{0,8})")
+# What the builds of torch are called by the devices that they are for.
+_BUILD = re.compile(r"(cu|rocm|xpu|cpu)[0-9.]{0,8}")
 
 
 def requirements(comparison: EnvironmentComparison) -> str:
@@ -51,14 +52,21 @@ def _requirement(name: str, version: str, evidence: str | None) -> Iterator[str]
         if found is not None:
             bounds = f"=={version}" if found.is_exact and is_pinnable(version) else str(found)
             yield f"{name}{bounds}  {_comment(f'inferred: {evidence}')}"
-    elif not is_pinnable(version) or ".dev" in version:
-        yield _comment(f"{name} {version}: built from source, which pip cannot fetch")
+    elif not is_pinnable(version) or not _is_released(version):
+        yield _comment(f"{name} {version}: not a release, so pip does not find it")
     else:
-        if (build := _BUILD.search(version)) is not None and name == "torch":
-            yield _comment(f"built for {build[1]}: --index-url https://download.pytorch.org/whl/{build[1]}")
+        build = version.partition("+")[2]
+        if build and name == "torch":
+            yield _comment(f"built for {build}: --index-url https://download.pytorch.org/whl/{build}")
         if name in _NEED_TORCH_TO_BUILD:
             yield _comment("install torch first, and then this: pip install --no-build-isolation")
         yield f"{name}=={version.partition('+')[0]}"
+
+
+def _is_released(version: str) -> bool:
+    """Return whether a version is no nightly one and not built by hand."""
+    public, _, build = version.partition("+")
+    return ".dev" not in public and (not build or _BUILD.fullmatch(build) is not None)
 
 
 def _comment(text: str) -> str:

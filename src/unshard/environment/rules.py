@@ -77,7 +77,7 @@ def _is_unknown_type(sides: Sides) -> bool:
 def _asks_for_flash_attention(sides: Sides) -> bool:
     """Return whether config.json itself names an implementation that is not here, which is then refused."""
     named = (sides.training.config.get(key) for key in ("attn_implementation", "_attn_implementation"))
-    return any("flash" in str(name) for name in named if name) and not sides.has_flash_attention
+    return any("flash" in name for name in named if isinstance(name, str)) and not sides.has_flash_attention
 
 
 def _is_flash(sides: Sides) -> bool:
@@ -298,7 +298,13 @@ RULES: Mapping[str, tuple[Difference, ...]] = {
         ),
         Difference(
             "U017",
-            lambda sides: _is_flash(sides) and not sides.has_flash_attention and _slides(sides),
+            lambda sides: _is_flash(sides) and sides.has_flash_attention,
+            f"sdpa runs unless flash attention is asked for: the same formula in another order; {_ROUNDING}.",
+            'Ask for it where that matters: attn_implementation="flash_attention_2"',
+        ),
+        Difference(
+            "U017",
+            lambda sides: _is_flash(sides) and _slides(sides),
             f"sdpa takes its place: the same formula, in another order; {_ROUNDING}. The model attends to a"
             " sliding window, which sdpa needs as a mask: old versions of transformers left it out.",
             _FINGERPRINT,
