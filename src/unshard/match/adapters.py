@@ -159,7 +159,7 @@ class _Merging:
             InputError: Nothing tells which rows they are, or they do not fit.
         """
         name = self.ground.names.get(plain, plain)
-        indices = token_indices(self.settings, plain.rpartition(".")[0])
+        indices = self._indices_of(plain)
         rows = self.restored.tensors[source]
         if indices is None:
             raise InputError(
@@ -180,6 +180,13 @@ class _Merging:
             other = f"{repeated}" if kept == name else None
             if other is not None and other not in self.parts.tokens and _is_same(self, other, name):
                 self._put(other, merged, (*self.origins.get(other, ()), source))
+
+    def _indices_of(self, plain: str) -> list[int] | None:
+        """Return which rows were trained; of a head that is tied, those of its embedding."""
+        pairs = shared_pairs(self.parts.tokens)
+        same = [plain, *(kept for kept, repeated in pairs if repeated == plain)]
+        found = (token_indices(self.settings, name.rpartition(".")[0]) for name in same)
+        return next((indices for indices in found if indices is not None), None)
 
     def _keep_heads(self, base: Base, before: Mapping[str, DescribedTensor]) -> None:
         """Give an output head its own weights where the adapter changed the embedding it was tied to.

@@ -21,6 +21,8 @@ from unshard.match.restored import Choices
 from unshard.recipes.adapters import CONFIG, parse_adapter_name, published_name, without_prefix
 from unshard.tensors import CastTensor, DescribedTensor, Tensor
 
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+
 
 @dataclass(frozen=True, slots=True)
 class KeptAdapter:
@@ -89,7 +91,12 @@ def _own(
 ) -> Iterator[str]:
     """Yield the names in the checkpoint of what is the adapter's, in the checkpoint's order.
 
-    An embedding that was resized belongs to it, too: the base has other rows.
+    An embedding that was resized belongs to it, too: the base has other rows. So does the weight of an
+    embedding that has factors, if it has one of the names that PEFT looks for.
+
+    Source:
+        peft src/peft/utils/save_and_load.py (`get_peft_model_state_dict`), src/peft/utils/constants.py
+        (`EMBEDDING_LAYER_NAMES`).
     """
     own = {name for each in parts.factors for name in each.names}
     own |= {*parts.saved.values(), *parts.tokens.values()}
@@ -101,6 +108,9 @@ def _own(
             if plain.endswith(".bias")
             and (settings.config["bias"] == "all" or plain.removesuffix(".bias") in modules)
         }
+    if not parts.tokens:
+        layers = (f"{e.module}.weight" for e in parts.factors if e.module.rpartition(".")[2] in _EMBEDDINGS)
+        own |= {parts.plain[plain] for plain in layers if plain in parts.plain}
     expected = {} if base is None or base.expected is None else base.expected
     own |= {
         name
