@@ -82,6 +82,15 @@ def test_merging_gives_what_peft_merges(scene: Callable[[str], Scene], kind: str
     assert not set(changed) & set(untouched)
 
 
+def test_rows_that_were_trained_of_tied_weights_are_those_of_both(tmp_path: Path) -> None:
+    rows = {"trainable_token_indices": {"embed_tokens": [3, 5, 9]}}
+    made = write_scene(tmp_path, "llama-tied", target_modules=["q_proj"], **rows)
+    model = matched_in(made.full, made.base)
+    assert "lm_head.weight" not in model.tensors  # both are the same still, and written once
+    name = "model.embed_tokens.weight"
+    assert torch.equal(values_of(model.tensors[name]), made.merged[name])
+
+
 def kept_in(path: Path, base: Path) -> KeptAdapter:
     checkpoint = open_checkpoint(path)
     found, _ = find_base(checkpoint, reference=str(base), download=False, model_class=False)
@@ -93,11 +102,7 @@ def kept_in(path: Path, base: Path) -> KeptAdapter:
 def test_keeping_gives_what_peft_publishes(scene: Callable[[str], Scene], kind: str, place: str) -> None:
     made = scene(kind)
     ours, theirs = kept_in(getattr(made, place), made.base).model.tensors, load_file(made.adapter / WEIGHTS)
-    # PEFT adds the base's own weights of an embedding that has an adapter; loading does not need them.
-    needed = {
-        name for name in theirs if place == "adapter" or not name.endswith("embed_tokens.base_layer.weight")
-    }
-    assert ours.keys() == needed
+    assert ours.keys() == theirs.keys()
     assert all(torch.equal(values_of(ours[name]), theirs[name]) for name in ours)
 
 

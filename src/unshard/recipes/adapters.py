@@ -130,6 +130,13 @@ def parse_adapter_name(name: str) -> AdapterName | None:
     return None
 
 
+def plain_name(name: str) -> str:
+    """Return the name that a parameter of the base has in the model without adapters and wrappers."""
+    bare = without_prefix(name)
+    parsed = parse_adapter_name(bare)
+    return bare if parsed is None else parsed.plain
+
+
 def _without_layers(module: str) -> tuple[str, int]:
     """Return a module without PEFT's layers at its end, and how many these were."""
     depth = 0

@@ -22,6 +22,7 @@ from unshard.match.dtype_policy import main_dtype
 from unshard.match.kept_adapter import keep_adapter
 from unshard.match.questions import EqualQuestion
 from unshard.plan import OutputFile, SideFile
+from unshard.recipes.adapters import plain_name
 from unshard.recipes.buffers import is_buffer
 from unshard.tensors import CastTensor, DescribedTensor, Tensor
 from unshard.training.adapters import ComputedByRank, computed_by_ranks
@@ -77,8 +78,8 @@ def plan_contents(
         options: What was asked for.
         answering: Answers questions, on every rank alike.
         file_name: The name of the one file that is written, or None for a folder.
-        ties: Names of a plain state dict that repeat another tensor of it, and that tensor; files of
-            safetensors never hold one twice.
+        ties: Names of the module that repeat another tensor of it, and that tensor. A state dict of
+            torch's holds both, as FSDP gathers them; files of safetensors never hold one twice.
 
     Raises:
         OptionError: An adapter is to be kept, and there is none.
@@ -112,7 +113,8 @@ def _tensor_files(
 ) -> tuple[tuple[OutputFile, ...], tuple[SideFile, ...]]:
     if options.format == "safetensors":
         return plan_safetensors(tensors, max_file_bytes=options.max_file_bytes)
-    return (plan_pt_file(tensors, file_name, ties),), ()
+    plain = {plain_name(again): plain_name(kept) for again, kept in ties.items()}
+    return (plan_pt_file(tensors, file_name, plain),), ()
 
 
 def _answered(questions: tuple[Question, ...], answering: Answering) -> Answers:

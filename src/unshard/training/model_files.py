@@ -24,7 +24,7 @@ from unshard.base.model_class import expected_from_class, registered_from_class
 from unshard.base.side_files import code_files_of, is_side_file, side_files_of, with_own_tokenizer
 from unshard.errors import BaseModelError, OptionError
 from unshard.findings import Finding, finding
-from unshard.recipes.adapters import parse_adapter_name, without_prefix
+from unshard.recipes.adapters import parse_adapter_name, plain_name, without_prefix
 from unshard.training.configuration_files import (
     ConfigurationFile,
     configuration_file,
@@ -232,7 +232,7 @@ def _with_expectation(prepared: Prepared, bare: Module, live: LiveModel, folder:
     expected = None if registered is None else expected_from_class(config)
     if registered is None or expected is None:
         return prepared
-    if unlike := _unlike(registered, live):
+    if unlike := _unlike(registered, expected.ties, live):
         told = finding(
             "U152",
             subject=class_name_of(bare).rpartition(".")[2],
@@ -263,14 +263,19 @@ def _dtypes_in(folder: Path) -> dict[str, Any]:
     return {name: each.dtype for name, each in tensors.items() if each.dtype is not None}
 
 
-def _unlike(registered: Mapping[str, tuple[int, ...]], live: LiveModel) -> list[str]:
-    """Return the parameters that are in the model and not in its class, or the other way round."""
+def _unlike(
+    registered: Mapping[str, tuple[int, ...]], ties: Mapping[str, str], live: LiveModel
+) -> list[str]:
+    """Return the parameters that are in the model and not in its class, or the other way round.
+
+    What the class ties may be one parameter or two.
+    """
     ours: dict[str, tuple[int, ...]] = {}
     for name, tensor in live.checkpoint.tensors.items():
         plain = without_prefix(name)
         parsed = parse_adapter_name(plain)
         if name not in live.buffers and (parsed is None or parsed.role in ("base", "original")):
             ours[plain if parsed is None else parsed.plain] = tensor.shape
-    again = {without_prefix(name) for name in live.ties}
-    names = [*ours, *(name for name in registered if name not in ours and name not in again)]
-    return [name for name in names if ours.get(name) != registered.get(name)]
+    tied = {*ties, *(plain_name(name) for name in live.ties)}
+    names = dict.fromkeys((*ours, *registered))
+    return [name for name in names if name not in tied and ours.get(name) != registered.get(name)]
