@@ -1,0 +1,129 @@
+"""`record`: what training tells about itself, put beside a checkpoint that something else has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+from torch.nn import Module
+
+from unshard.record.description import RECORD_NAME, Record
+from unshard.record.writing import record_to_bytes
+from unshard.storage.folders import new_files
+from unshard.training.fingerprinting import take_fingerprint
+from unshard.training.options import SaveOptions
+from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
+from unshard.training.publishing import published
+from unshard.training.ranks import Ranks
+from unshard.training.recording import Recorded, Telling, build_record, require_telling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def record(
+    model: Module,
+    path: str | Path,
+    *,
+    config: object = None,
+    model_config: PreTrainedConfig | Mapping[str, object] | str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+    base: str | Path | None = None,
+    step: int | None = None,
+    seed: int | None = None,
+    data: str | None = None,
+    prompts: Sequence[str] = (),
+    serve_dtypes: Sequence[str] = ("base",),
+    digests: bool = True,
+    fingerprint: bool = True,
+    durable: bool = True,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    group: dist.ProcessGroup | None = None,
+) -> Record:
+    """Write `unshard.record.json` into a folder, beside what training saved there; return the record.
+
+    Every rank calls it, with the same arguments, after the checkpoint is complete.
+
+    Args:
+        model: The model, wrapped or not, as it was saved.
+        path: The folder; it is made if it is not there.
+        config: The training configuration: a dataclass, a namespace, a mapping, TrainingArguments, the path
+            of a YAML or JSON file, or a tuple of several of these. It is kept beside the record.
+        model_config: The configuration of the model where it is not the model's own.
+        tokenizer: A tokenizer, a processor, or the folder of one.
+        base: What training started from: a folder, or a name on the hub; by default what the model's
+            configuration says it was loaded from.
+        step: The step of training.
+        seed: The seed; by default that of torch, where it was given one.
+        data: What the model was trained on, in words.
+        prompts: Texts for the fingerprint, beside the built-in ones.
+        serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own: `base` for
+            those of the base, or a dtype's name.
+        digests: Whether to hash the tensors, each rank what it holds.
+        fingerprint: Whether to run the model on a few sequences, after everything else is written.
+        durable: Whether to wait until the disk has it.
+        timeout_seconds: How long ranks wait for one another.
+        group: The ranks; all of them by default.
+
+    Memory:
+        4 MiB for every thread, of which a rank has one or two.
+
+    Raises:
+        UnshardError: The record cannot be made or written; the same on every rank.
+    """
+    telling = Telling(config, model_config, tokenizer, base, step, seed, data, tuple(serve_dtypes), digests)
+    require_telling(telling)
+    with ranks_of(group, timeout_seconds=timeout_seconds) as ranks:
+        with published(model, telling, SaveOptions(), ranks) as found:
+            tensors = found.contents.model.tensors
+            made = build_record(model, found.live, tensors, telling, ranks=ranks, base=found.base)
+        write_record(Path(path), made, ranks, durable=durable)
+        if fingerprint:
+            made = add_fingerprint(
+                model, Path(path), made, telling, prompts=prompts, ranks=ranks, durable=durable
+            )
+    return made.record
+
+
+def write_record(folder: Path, recorded: Recorded, ranks: Ranks, *, durable: bool) -> None:
+    """Put the files of a record into a folder, the record last; an earlier record is replaced.
+
+    Every rank calls it; rank 0 writes.
+    """
+
+    def write() -> None:
+        if ranks.rank == 0:
+            names = [*(name for name in recorded.files if name != RECORD_NAME), RECORD_NAME]
+            with new_files(folder, names, overwrite=True, durable=durable) as staged:
+                for name in names:
+                    (staged / name).write_bytes(recorded.files[name])
+
+    ranks.together("writing the record", write)
+
+
+def add_fingerprint(
+    model: Module,
+    folder: Path,
+    recorded: Recorded,
+    telling: Telling,
+    *,
+    prompts: Sequence[str],
+    ranks: Ranks,
+    durable: bool,
+) -> Recorded:
+    """Run a model whose weights are safely written, and write its record again, with how it behaved.
+
+    Every rank calls it. Where the model cannot be run, the record stays as it is, and a finding says why.
+    """
+    tokenizer = None if isinstance(telling.tokenizer, str | Path) else telling.tokenizer
+    found, told = take_fingerprint(model, tokenizer=tokenizer, prompts=prompts, ranks=ranks)
+    if found is None:
+        return replace(recorded, findings=(*recorded.findings, *told))
+    record = replace(recorded.record, fingerprint=found)
+    files = {**recorded.files, RECORD_NAME: record_to_bytes(record)}
+    again = Recorded(record, files, (*recorded.findings, *told))
+    write_record(folder, again, ranks, durable=durable)
+    return again
