@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "U133": Rule(_ERROR, "Ranks hold different numbers in a parameter; the first rank's were taken"),
     "U134": Rule(_INFO, "State that modules keep beside their tensors was left out"),
     "U135": Rule(_ERROR, "Part of a tensor is on no rank, or on several that are cut otherwise"),
+    "U140": Rule(_INFO, "Ranks do not share the output's file system; others wrote for them"),
     "U150": Rule(_INFO, "The base's config.json was edited as training changed it"),
     "U151": Rule(_INFO, "config.json was written anew"),
     "U152": Rule(_WARNING, "The model is not what its class describes"),

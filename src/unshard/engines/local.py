@@ -54,7 +54,7 @@ def run_plan(plan: Plan, folder: Path, *, workers: int, durable: bool, progress:
     crew = affordable_workers(workers, budget_bytes=plan.budget_bytes, worker_bytes=_WORKER_BYTES)
     progress.start("Writing", plan.tensor_bytes)
     for side_file in plan.side_files:
-        _write_side_file(side_file, folder, subject=plan.target)
+        write_side_file(side_file, folder, subject=plan.target)
     begun: list[_FileInProgress] = []
     try:
         jobs = _jobs(plan, folder, begun, durable=durable)
@@ -70,7 +70,7 @@ def _new_scratch() -> memoryview:
     return memoryview(bytearray(_SCRATCH_BYTES))
 
 
-def _write_side_file(side_file: SideFile, folder: Path, *, subject: Path) -> None:
+def write_side_file(side_file: SideFile, folder: Path, *, subject: Path) -> None:
     """Write a small file, whose bytes are known or those of another file."""
     source = None if side_file.copy_of is None else InputFile.describe(side_file.copy_of)
     content = side_file.content or b""

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from unshard.storage.files import InputFile
 from unshard.storage.output_errors import FULL, output_error, output_errors
@@ -47,11 +48,7 @@ class WrittenFile:
         Raises:
             OutputError: The system does not let us.
         """
-        self._subject = subject
-        self._durable = durable
-        self._lock = threading.Lock()
-        self._unsynced = 0
-        self._not_by_kernel: set[InputFile] = set()
+        self._begin(subject, durable=durable)
         with output_errors(subject):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -61,6 +58,26 @@ class WrittenFile:
             except OSError:
                 self.abandon()
                 raise
+
+    @classmethod
+    def reopened(cls, path: Path, *, subject: Path, durable: bool) -> Self:
+        """Return a file that another process, or this one, has created, to be filled further.
+
+        Raises:
+            OutputError: The system does not let us.
+        """
+        file = cls.__new__(cls)
+        file._begin(subject, durable=durable)
+        with output_errors(subject):
+            file._number = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return file
+
+    def _begin(self, subject: Path, *, durable: bool) -> None:
+        self._subject = subject
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._unsynced = 0
+        self._not_by_kernel: set[InputFile] = set()
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put `data` at `offset`.
