@@ -28,6 +28,7 @@ SCENES: dict[str, tuple[str, Wrapping]] = {
     "fsdp1-tied": ("llama-tied", Wrapping(fsdp=1, use_orig_params=True)),
     "fsdp2": ("llama", Wrapping(fsdp=2)),
     "fsdp2-tied": ("llama-tied", Wrapping(fsdp=2)),
+    "fsdp2-copied-head": ("llama-copied-head", Wrapping(fsdp=2)),
     "fsdp1-experts": ("mixtral", Wrapping(fsdp=1, use_orig_params=False)),
     "fsdp2-experts": ("qwen3-moe", Wrapping(fsdp=2)),
     "one-rank-of-two": ("llama", Wrapping(fsdp=0)),
@@ -42,7 +43,10 @@ class TrainConfig:
 
 def model_of(kind: str) -> Any:
     if kind.startswith("llama"):
-        return tiny_llama(7, tied=kind == "llama-tied", dtype=torch.float32)
+        model = tiny_llama(7, tied=kind != "llama", dtype=torch.float32)
+        if kind == "llama-copied-head":  # tied by its configuration, and two parameters all the same
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        return model
     return tiny_moe(kind, 7, dtype=torch.float32)
 
 
@@ -63,7 +67,7 @@ def leave(root: Path, name: str, kind: str, wrapping: Wrapping) -> None:
         model,
         root / name,
         config=TrainConfig(),
-        base=root / f"base-{kind}",
+        base=root / f"base-{kind.replace('copied-head', 'tied')}",
         step=4,
         data="noise",
         fingerprint=name == "fsdp2",

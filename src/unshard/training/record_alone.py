@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch.nn import Module
 
-from unshard.record.description import RECORD_NAME, Record
-from unshard.record.writing import record_to_bytes
-from unshard.storage.folders import new_files
-from unshard.training.fingerprinting import take_fingerprint
+from unshard.record.description import Record
 from unshard.training.options import SaveOptions
 from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
 from unshard.training.publishing import published
-from unshard.training.ranks import Ranks
-from unshard.training.recording import Recorded, Telling, build_record, require_telling
+from unshard.training.record_files import add_fingerprint, write_record
+from unshard.training.recording import Telling, build_record, require_telling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -83,47 +79,6 @@ def record(
         write_record(Path(path), made, ranks, durable=durable)
         if fingerprint:
             made = add_fingerprint(
-                model, Path(path), made, telling, prompts=prompts, ranks=ranks, durable=durable
+                model, Path(path), made, telling.tokenizer, prompts, ranks=ranks, durable=durable
             )
     return made.record
-
-
-def write_record(folder: Path, recorded: Recorded, ranks: Ranks, *, durable: bool) -> None:
-    """Put the files of a record into a folder, the record last; an earlier record is replaced.
-
-    Every rank calls it; rank 0 writes.
-    """
-
-    def write() -> None:
-        if ranks.rank == 0:
-            names = [*(name for name in recorded.files if name != RECORD_NAME), RECORD_NAME]
-            with new_files(folder, names, overwrite=True, durable=durable) as staged:
-                for name in names:
-                    (staged / name).write_bytes(recorded.files[name])
-
-    ranks.together("writing the record", write)
-
-
-def add_fingerprint(
-    model: Module,
-    folder: Path,
-    recorded: Recorded,
-    telling: Telling,
-    *,
-    prompts: Sequence[str],
-    ranks: Ranks,
-    durable: bool,
-) -> Recorded:
-    """Run a model whose weights are safely written, and write its record again, with how it behaved.
-
-    Every rank calls it. Where the model cannot be run, the record stays as it is, and a finding says why.
-    """
-    tokenizer = None if isinstance(telling.tokenizer, str | Path) else telling.tokenizer
-    found, told = take_fingerprint(model, tokenizer=tokenizer, prompts=prompts, ranks=ranks)
-    if found is None:
-        return replace(recorded, findings=(*recorded.findings, *told))
-    record = replace(recorded.record, fingerprint=found)
-    files = {**recorded.files, RECORD_NAME: record_to_bytes(record)}
-    again = Recorded(record, files, (*recorded.findings, *told))
-    write_record(folder, again, ranks, durable=durable)
-    return again
