@@ -12,10 +12,10 @@ from pathlib import Path
 from unshard.base import Base, ExpectedTensor
 from unshard.base.configuration import TIE_FLAG, Config, tie_flag
 from unshard.base.locating import locate_base
-from unshard.dtypes import DType
+from unshard.dtypes import DTYPES, DType
 from unshard.errors import BaseModelError
 from unshard.recipes.ties import is_output_head
-from unshard.training.local_parts import LocalTensor, dtype_named
+from unshard.training.local_parts import LocalTensor
 from unshard.training.local_tensors import LocalModel
 
 
@@ -53,8 +53,9 @@ def base_of_live(local: LocalModel, *, model_config: object, reference: str | Pa
 
 def _held_in(tensor: LocalTensor) -> DType:
     """Return the dtype of the memory; FSDP1 holds buffers in another one than they are published in."""
-    held = dtype_named(tensor.parts[0].elements.dtype) if tensor.parts else None
-    return held or tensor.dtype
+    if not tensor.parts:
+        return tensor.dtype
+    return DTYPES[str(tensor.parts[0].elements.dtype).removeprefix("torch.")]
 
 
 def _as_data(model_config: object) -> Config:
