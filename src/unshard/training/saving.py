@@ -254,7 +254,7 @@ def _write_state(model: torch.nn.Module, asked: _Asked, ranks: Ranks, place: Pat
 def _record(model: torch.nn.Module, asked: _Asked, found: Published, ranks: Ranks) -> Recorded | None:
     if not asked.record:
         return None
-    tensors = found.contents.tensors
+    tensors = found.contents.model.tensors  # an adapter beside them has no place in the published model
     return build_record(model, found.live, tensors, asked.telling, ranks=ranks, base=found.base)
 
 
