@@ -1,4 +1,4 @@
-"""Proof of a model, from what lies on disk: bytes, structure, the record of training, and a forward pass."""
+"""Proof of a model, from what lies on disk: bytes, structure, the record of training, and forward passes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from unshard.match.kept_adapter import keep_adapter
 from unshard.progress import Progress, Silence
 from unshard.proof.bytes import verify_bytes
 from unshard.proof.coverage import used_checksums
+from unshard.proof.fingerprint import verify_fingerprint
 from unshard.proof.forward import verify_forward
 from unshard.proof.levels import Level, bytes_level, forward_level, structure_level
 from unshard.proof.merges import verify_merges
 from unshard.proof.record import verify_record
 from unshard.proof.structure import verify_structure
 from unshard.readers import Places, as_paths, open_checkpoint
+from unshard.readers.record_files import own_record
+from unshard.record.comparing import find_disagreement
+from unshard.record.description import Record
 from unshard.storage.checksums import Checksum
 from unshard.tensors import Tensor
 from unshard.writers.adapter_folder import INSIDE
@@ -38,7 +42,8 @@ class Verification:
     Attributes:
         path: The model that was verified.
         sound: Whether something was compared, and nothing differs.
-        levels: Bytes, structure, the record where there is one, and forward, in this order.
+        levels: Bytes, structure, the record where there is one, forward, and where the record has one the
+            fingerprint, in this order.
     """
 
     path: Path
@@ -68,7 +73,8 @@ def verify(
             names, shapes and dtypes, and every bit is compared, after the declared cast where the
             dtypes differ.
         base: The model training started from, for the names and shapes a complete model has.
-        forward: Whether to load it in transformers and run it; None does so where that is installed.
+        forward: Whether to load it in transformers and run it, on the sequences of a recorded fingerprint,
+            too; None does so where that is installed.
         workers: Threads; by default one per core, at most four.
         progress: Told how far it is.
 
@@ -92,6 +98,7 @@ def verify(
         _verify_structure(written, manifest, named),
         *_verify_record(written, workers=crew, progress=progress),
         _verify_forward(written, named, wanted=forward),
+        *_verify_fingerprint(written, wanted=forward),
     )
     if all(level.verdict == "not checked" for level in levels):
         raise OptionError(
@@ -219,9 +226,18 @@ def _verify_record(written: Checkpoint, *, workers: int, progress: Progress) -> 
     unread = tuple(found for found in written.findings if found.code == "U724")
     if unread:
         return (Level("record", "not checked", (unread[0].saw,), unread),)
-    if written.record is None or not written.layout.is_model_folder:
+    if written.record is None or not _is_recorded(written, written.record):
         return ()
     return (verify_record(written.record, written.tensors, workers=workers, progress=progress),)
+
+
+def _is_recorded(written: Checkpoint, record: Record) -> bool:
+    """Return whether a record is meant for these tensors: what else lies in a folder has other names."""
+    if written.layout.is_model_folder or written.record_path == own_record(written.path):
+        return True
+    shapes = {name: tensor.shape for name, tensor in written.tensors.items()}
+    is_result = not written.path.is_dir() or written.layout.name == ADAPTER_LAYOUT
+    return is_result and find_disagreement(record, shapes) is None
 
 
 def _expectation(
@@ -257,3 +273,17 @@ def _verify_forward(written: Checkpoint, base: Base | None, *, wanted: bool | No
             raise
         note = finding("U702", subject="forward pass", saw=error.problem, remedy=error.hint)
         return Level("forward", "not checked", (error.problem,), (note,))
+
+
+def _verify_fingerprint(written: Checkpoint, *, wanted: bool | None) -> tuple[Level, ...]:
+    """Run the folder on the sequences of its record's fingerprint, if there is one."""
+    record = written.record
+    if wanted is False or record is None or record.fingerprint is None or not written.path.is_dir():
+        return ()
+    if not written.layout.is_model_folder:
+        return ()
+    try:
+        return (verify_fingerprint(written.path, record),)
+    except MissingExtraError as error:
+        note = finding("U714", subject="fingerprint", saw=error.problem, remedy=error.hint)
+        return (Level("fingerprint", "not checked", (error.problem,), (note,)),)

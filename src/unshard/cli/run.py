@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 @click.option(
     "--chat/--no-chat", default=None, help="Use the chat template; by default where the model has one."
 )
+@click.option(
+    "--no-fingerprint",
+    is_flag=True,
+    help="Run a model that does not behave as the record of its training says.",
+)
 @which_checkpoint
 @lora_alpha_option
 @inferred_shapes_option
@@ -75,6 +80,7 @@ def run(
     temperature: float,
     seed: int,
     chat: bool | None,
+    no_fingerprint: bool,
     step: int | None,
     select: str | None,
     lora_alpha: float | None,
@@ -86,8 +92,9 @@ def run(
     """Load the model at PATH, a converted folder or a training checkpoint, and answer prompts.
 
     Nothing is written: tensors of a checkpoint become the model in memory, without a second copy.
-    The model is in eval mode, and has given finite logits before the first answer. Without a prompt,
-    prompts are read from stdin: the whole of it from a pipe, line by line from a terminal.
+    The model is in eval mode, and has given finite logits before the first answer; where training left
+    a fingerprint, those of training. Without a prompt, prompts are read from stdin: the whole of it
+    from a pipe, line by line from a terminal.
     """
     from unshard.inference import require_packages
 
@@ -106,6 +113,7 @@ def run(
         lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=not offline,
+        fingerprint=not no_fingerprint,
     )
     tokenizer = loaded.tokenizer
     note_findings(loaded.findings)
@@ -115,6 +123,8 @@ def run(
         )
     if not quiet:
         note(_loaded(loaded))
+        if loaded.reproduction is not None:
+            note(loaded.reproduction)
     for prompt in _prompts(prompts, prompt_file):
         answer = generate_answer(
             loaded.model,

@@ -62,7 +62,8 @@ def verify(
     Bytes: headers, offsets, index, digests of the manifest, and with --against every bit of the
     source. Structure: names, shapes and dtypes, configuration against tensors. Record, where there
     is one: tensors are, bit for bit, what training held. Forward: it loads with nothing missing,
-    its logits are finite, and its loss on a fixed text is that of a model.
+    its logits are finite, and its loss on a fixed text is that of a model. Fingerprint, where the
+    record has one: its logits are those of training, but for rounding.
     """
     from unshard.verification import verify as verify_path
 

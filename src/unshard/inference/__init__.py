@@ -33,6 +33,7 @@ def load(
     lora_alpha: float | None = None,
     accept_inferred_shapes: bool = False,
     download: bool = True,
+    fingerprint: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Return the model at `path` and its tokenizer, ready for inference.
 
@@ -53,6 +54,7 @@ def load(
         accept_inferred_shapes: Whether tensors may be as large as the parts of them that are there, where
             neither a file nor the base tells how large they are; nothing then proves that no part is missing.
         download: Whether a base that is not on this machine may be fetched from the hub.
+        fingerprint: Whether the model must behave as the fingerprint of its record says, if there is one.
 
     Memory:
         Tensors whose bytes need no change are mapped from the checkpoint: they cost nothing but the
@@ -77,6 +79,7 @@ def load(
         lora_alpha=lora_alpha,
         accept_inferred_shapes=accept_inferred_shapes,
         download=download,
+        fingerprint=fingerprint,
     )
     for found in loaded.findings:
         if found.severity is not Severity.INFO:

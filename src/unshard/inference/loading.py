@@ -48,6 +48,8 @@ class LoadedModel:
         findings: What a person should know about the loading.
         load_seconds: How long it took until the model stood in memory.
         check_seconds: How long the forward pass after it took.
+        reproduction: How it compares with the fingerprint that training left, or None where it was not
+            compared.
     """
 
     model: PreTrainedModel
@@ -55,6 +57,7 @@ class LoadedModel:
     findings: tuple[Finding, ...]
     load_seconds: float
     check_seconds: float
+    reproduction: str | None = None
 
 
 def load_model(

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unshard.base import find_base
+from unshard.checkpoint import Checkpoint
 from unshard.errors import BaseModelError
+from unshard.inference.fingerprint_check import check_fingerprint, require_reproduced
 from unshard.inference.loading import LoadedModel, load_model
 from unshard.match import Choices, answer_questions, match_model, outline_of, questions_for, with_shapes
+from unshard.match.model import Model
 from unshard.readers import open_checkpoint
+from unshard.record.comparing import check_record
 from unshard.writers.model_files import plan_model_files
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ def open_model(
     lora_alpha: float | None,
     accept_inferred_shapes: bool,
     download: bool,
+    fingerprint: bool = True,
 ) -> LoadedModel:
     """Return the model at `paths`, loaded and tried, with everything a person should know about it.
 
@@ -39,7 +44,7 @@ def open_model(
         InputError: The checkpoint cannot be read.
         BaseModelError: There is no base, or it is of another model.
         MatchError: Tensors are missing, unexpected, or of other shapes.
-        InferenceError: The model cannot be built, or does not give numbers.
+        InferenceError: The model cannot be built, does not give numbers, or not those of its record.
         OptionError: An option means nothing.
     """
     checkpoint = open_checkpoint(paths, step=step, select=select)
@@ -61,4 +66,24 @@ def open_model(
         device=device,
         device_map=device_map,
     )
-    return replace(loaded, findings=(*checkpoint.findings, *base_findings, *model.findings, *loaded.findings))
+    told = (*checkpoint.findings, *base_findings, *model.findings, *loaded.findings)
+    loaded = replace(loaded, findings=told)
+    return _reproduced(loaded, checkpoint, model, paths[0]) if fingerprint else loaded
+
+
+def _reproduced(loaded: LoadedModel, checkpoint: Checkpoint, model: Model, path: Path) -> LoadedModel:
+    """Return a model after a look at the fingerprint that training left beside its checkpoint, if any.
+
+    Raises:
+        InferenceError: It gives other tokens or logits than training.
+    """
+    record = checkpoint.record
+    if record is None or record.fingerprint is None:
+        return loaded
+    if misfits := tuple(check_record(record, {name: t.shape for name, t in model.tensors.items()})):
+        return replace(loaded, findings=(*loaded.findings, *misfits))
+    check = check_fingerprint(loaded.model, loaded.tokenizer, record, quick=True)
+    assert check is not None
+    require_reproduced(check, path)
+    evidence = None if check.reproduction is None else check.reproduction.evidence
+    return replace(loaded, findings=(*loaded.findings, *check.findings), reproduction=evidence)

@@ -34,14 +34,14 @@ class Level:
     """What one level of proof found.
 
     Attributes:
-        name: `replicas`, `bytes`, `structure`, `record` or `forward`.
+        name: `replicas`, `bytes`, `structure`, `record`, `forward` or `fingerprint`.
         verdict: `sound`, `differs`, or `not checked`.
         evidence: What was compared with what, in numbers.
         findings: What differs, and what a person should know.
         losses: What a forward pass measured, where it did.
     """
 
-    name: Literal["replicas", "bytes", "structure", "record", "forward"]
+    name: Literal["replicas", "bytes", "structure", "record", "forward", "fingerprint"]
     verdict: Verdict
     evidence: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
