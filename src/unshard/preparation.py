@@ -36,6 +36,7 @@ from unshard.sizes import parse_size
 from unshard.storage.folders import require_outside
 from unshard.tensors import Tensor
 from unshard.writers.adapter_folder import INSIDE, plan_adapter_folder, plan_tokenizer_files
+from unshard.writers.model_card import plan_model_card
 from unshard.writers.model_files import plan_model_files
 from unshard.writers.record_files import plan_record_files, with_fitting_record
 from unshard.writers.safetensors_folder import plan_safetensors
@@ -160,7 +161,7 @@ def plan_conversion(
     plan = Plan(
         target=target,
         files=decided.files,
-        side_files=(*decided.side_files, *plan_record_files(checkpoint, target)),
+        side_files=_with_record(decided.side_files, checkpoint, target),
         decisions=decided.model.decisions,
         findings=tuple(findings),
         budget_bytes=_BUDGET_BYTES,
@@ -211,6 +212,14 @@ def _decide(
     file, config = plan_adapter_folder(kept, inside=INSIDE)
     told = tuple(item for item in kept.model.findings if item not in findings)
     return _Decided(model, (*files, file), (*side_files, config), (*findings, *told), kept.model)
+
+
+def _with_record(files: tuple[SideFile, ...], checkpoint: Checkpoint, target: Path) -> tuple[SideFile, ...]:
+    """Return small files with the record of training, and the model card that it makes of a folder."""
+    files = (*files, *plan_record_files(checkpoint, target))
+    if is_torch_file_name(target):
+        return files
+    return (*files, *plan_model_card(checkpoint.record, {file.name for file in files}))
 
 
 def _require_adapter_choice(choice: str, target: Path, to: Format) -> None:
