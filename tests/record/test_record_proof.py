@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -130,6 +131,39 @@ def test_inspect_tells_of_the_record(recorded: Path, unshard: Unshard) -> None:
     assert line in unshard("inspect", recorded).words
     (recorded / NAME).unlink()
     assert unshard("inspect", recorded, "--json").json["record"] is None
+
+
+def test_verify_holds_a_single_file_against_the_record_beside_it(recorded: Path, unshard: Unshard) -> None:
+    state = load_file(recorded / "model.safetensors")
+    ties = {"lm_head.weight": "model.embed_tokens.weight"}
+    model = dataclasses.replace(record_of({}).model, ties=ties)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    told = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    path = recorded.parent / "model.pt"
+    torch.save(state, path)
+    path.with_name(f"model.pt.{NAME}").write_bytes(record_to_bytes(record_of(tensors_of(told), model=model)))
+    said = unshard("verify", path, "--no-forward", "--json")
+    assert record_level(said)["evidence"][0].startswith("21 of 21 tensors")
+    state["lm_head.weight"][0, 0] += 1
+    torch.save(state, path)
+    said = unshard("verify", path, "--no-forward", "--json")
+    assert said.code == 3
+    assert [item["subject"] for item in record_level(said)["findings"]] == ["lm_head.weight"]
+
+
+def test_a_record_in_the_folder_of_a_file_counts_where_its_names_and_shapes_fit(
+    recorded: Path, unshard: Unshard
+) -> None:
+    state = load_file(recorded / "model.safetensors")
+    folder = recorded.parent / "alone"
+    folder.mkdir()
+    shutil.move(recorded / NAME, folder / NAME)
+    torch.save(state, folder / "model.pt")
+    assert (
+        record_level(unshard("verify", folder / "model.pt", "--no-forward", "--json"))["verdict"] == "sound"
+    )
+    torch.save({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, folder / "model.pt")
+    assert "cannot be verified by itself" in unshard("verify", folder / "model.pt", "--no-forward").words
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def verify_record(
     findings = list(_check_presence(record, tensors))
     compared, silent = list[_Compared](), list[str]()
     for name, tensor in tensors.items():
-        told = record.tensors.get(name)
+        told = record.tensors.get(name) or record.tensors.get(record.model.ties.get(name, name))
         boxes = () if told is None else told.digests.get(tensor.dtype.name, ())
         if told is None or (element_count(tensor) and not boxes):
             silent.append(name)

@@ -40,6 +40,11 @@ def record_name(place: Path, *, is_file: bool) -> str:
     return f"{place.name}.{RECORD_NAME}" if is_file else RECORD_NAME
 
 
+def own_record(path: Path) -> Path:
+    """Return where the record of a single file lies that is no other file's."""
+    return path.with_name(record_name(path, is_file=True))
+
+
 def find_record(path: Path, folders: Sequence[Folder]) -> FoundRecord:
     """Return the record of the checkpoint at `path`.
 
