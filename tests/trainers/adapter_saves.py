@@ -132,7 +132,7 @@ def save(model: Any, place: Path, ranks: Ranks) -> None:
         contents = {adapter: _contents(model, live, adapter, Path(own)) for adapter in ("merge", "keep")}
         for adapter, name in (("merge", "merged"), ("keep", "kept")):
             tensors = contents[adapter].model.tensors
-            with share_parts(tensors.values(), live.holdings, ranks):
+            with share_parts(tensors.values(), live.holdings, ranks, block_bytes=5001):
                 found = {key: _gathered(tensor, ranks) for key, tensor in tensors.items()}
             if ranks.rank == 0:
                 save_file(found, place / f"{name}.safetensors")

@@ -183,7 +183,12 @@ def _live_in(source: Source) -> Iterator[LiveSource]:
 
 @contextmanager
 def share_parts(
-    tensors: Iterable[Tensor], holdings: Holdings, ranks: Ranks, *, folder: Path | None = None
+    tensors: Iterable[Tensor],
+    holdings: Holdings,
+    ranks: Ranks,
+    *,
+    folder: Path | None = None,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> Iterator[None]:
     """Give every rank what it needs of others to compute its own pieces, until the block is left.
 
@@ -194,16 +199,18 @@ def share_parts(
         holdings: What this rank holds.
         ranks: All ranks.
         folder: Where the temporary file lies; by default where such files are.
+        block_bytes: The most that is sent to one rank at a time.
     """
     needs = _needs(tensors)
     if not needs:
         yield
         return
     before = holdings.remote
+    step = max(1, min(block_bytes, _BLOCKS_BYTES // (2 * ranks.size)))
     with tempfile.TemporaryFile(dir=folder) as file:
         given = _Given(file.fileno(), _placed(needs, ranks.rank))
-        for number in range(_rounds(needs, ranks.size)):
-            _pass_around(number, needs, holdings, ranks, given)
+        for number in range(_rounds(needs, step)):
+            _pass_around(number * step, step, needs, ranks, given)
         holdings.remote = given.read
         try:
             yield
@@ -236,12 +243,8 @@ def _nbytes(lives: Iterable[LiveSource]) -> int:
     return sum(live.count * live.dtype.itemsize for live in lives)
 
 
-def _step(size: int) -> int:
-    return max(1 << 16, min(_BLOCK_BYTES, _BLOCKS_BYTES // (2 * size)))
-
-
-def _rounds(needs: _Needs, size: int) -> int:
-    return max(-(-_nbytes(lives) // _step(size)) for lives in needs.values())
+def _rounds(needs: _Needs, step: int) -> int:
+    return max(-(-_nbytes(lives) // step) for lives in needs.values())
 
 
 def _placed(needs: _Needs, rank: int) -> dict[int, tuple[int, dict[int, tuple[int, int]]]]:
@@ -281,23 +284,22 @@ class _Given:
             into, begin = into[count:], begin + count
 
 
-def _pass_around(number: int, needs: _Needs, holdings: Holdings, ranks: Ranks, given: _Given) -> None:
-    """Send and receive one block of everything."""
-    step = _step(ranks.size)
+def _pass_around(offset: int, step: int, needs: _Needs, ranks: Ranks, given: _Given) -> None:
+    """Send and receive one block of everything, which begins at byte `offset` of it."""
     outgoing, incoming = dict[int, memoryview](), dict[int, memoryview]()
     for (sender, receiver), lives in needs.items():
-        length = min(step, _nbytes(lives) - number * step)
+        length = min(step, _nbytes(lives) - offset)
         if length <= 0 or ranks.rank not in (sender, receiver):
             continue
         block = memoryview(bytearray(length))
         if ranks.rank == receiver:
             incoming[sender] = block
         else:
-            _read_stream(lives, number * step, block)
+            _read_stream(lives, offset, block)
             outgoing[receiver] = block
     ranks.exchange("passing an adapter around", outgoing, incoming)
     for sender, block in incoming.items():
-        given.write(sender, number * step, block)
+        given.write(sender, offset, block)
 
 
 def _read_stream(lives: Sequence[LiveSource], offset: int, into: memoryview) -> None:

@@ -25,7 +25,7 @@ from unshard.findings import Finding
 from unshard.plan import SideFile
 from unshard.progress import Progress, Silence
 from unshard.readers.record_files import record_name
-from unshard.record.description import RECORD_NAME, Record
+from unshard.record.description import Record
 from unshard.storage.folders import require_space
 from unshard.training.agreeing import agree, require_same
 from unshard.training.assembling import AssembledFile
@@ -36,9 +36,11 @@ from unshard.training.options import DTypeChoice, SaveOptions, require_options
 from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
 from unshard.training.publishing import Published, published
 from unshard.training.ranks import Ranks
+from unshard.training.record_files import add_fingerprint, contents_of
 from unshard.training.recording import Recorded, Telling, build_record, require_telling
 from unshard.training.staging import check_writers, find_writers, staged_output
 from unshard.training.writing import create_files, seal_files, write_files
+from unshard.writers.model_card import plan_model_card
 from unshard.writers.torch_file import is_torch_file_name
 
 if TYPE_CHECKING:
@@ -99,8 +101,10 @@ def save_full(
     step: int | None = None,
     seed: int | None = None,
     data: str | None = None,
+    prompts: Sequence[str] = (),
     serve_dtypes: Sequence[str] = ("base",),
     record: bool = True,
+    fingerprint: bool = True,
     overwrite: bool = False,
     durable: bool = True,
     timeout_seconds: float = TIMEOUT_SECONDS,
@@ -132,8 +136,11 @@ def save_full(
         step: The step of training.
         seed: The seed; by default that of torch, where it was given one.
         data: What the model was trained on, in words.
+        prompts: Texts that the fingerprint is taken of beside the built-in ones; they stand in the record.
         serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own.
         record: Whether to write `unshard.record.json`: what training tells of itself, and digests.
+        fingerprint: Whether to run the model once the weights are safely written, in eval mode, and record
+            its logits for a few sequences; without a record there is none.
         overwrite: Replace `path` if it exists; the old one is deleted after the new one is whole.
         durable: Wait until the disk has it all before the result appears.
         timeout_seconds: How long a rank waits for the others.
@@ -169,13 +176,19 @@ def save_full(
         asked = here(ranks, "reading the options", ask)
         require_same(ranks, _compared(told))
         findings, made, size = _save(model, asked, ranks)
+        if made is not None and fingerprint:
+            before = made
+            made = add_fingerprint(
+                model, asked.target, made, tokenizer, prompts, ranks=ranks, durable=durable
+            )
+            findings = (*findings, *made.findings[len(before.findings) :])
         seconds = ranks.broadcast("finishing", time.monotonic() - began)
     return Saved(asked.target, None if made is None else made.record, findings, size, seconds)
 
 
 _COMPARED = (
     *("path", "format", "dtype", "adapter", "max_shard_size", "step", "seed", "data", "serve_dtypes"),
-    *("record", "overwrite", "durable", "base", "timeout_seconds"),
+    *("prompts", "record", "fingerprint", "overwrite", "durable", "base", "timeout_seconds"),
 )
 
 
@@ -260,13 +273,10 @@ def _record(model: torch.nn.Module, asked: _Asked, found: Published, ranks: Rank
 
 def _write_beside(folder: Path, asked: _Asked, found: Published, made: Recorded | None) -> None:
     """Write the small files, the record among them."""
-    content = dict(made.files) if made is not None else {}
-    if asked.is_file:
-        content = {
-            record_name(asked.target, is_file=True): text
-            for name, text in content.items()
-            if name == RECORD_NAME
-        }
+    content = {} if made is None else contents_of(asked.target, made)
     made_here = [SideFile(name, text, None, "training") for name, text in content.items()]
-    for side_file in (*found.contents.side_files, *made_here):
+    side_files = (*found.contents.side_files, *made_here)
+    if made is not None and not asked.is_file:
+        side_files += plan_model_card(made.record, {file.name for file in side_files})
+    for side_file in side_files:
         write_side_file(side_file, folder, subject=asked.target)
