@@ -17,6 +17,7 @@ from trainers.loading_runs import (
     bits,
     computed,
     distributed,
+    fresh_model,
     gathered,
     load_quietly,
     plain,
@@ -26,6 +27,7 @@ from trainers.loading_runs import (
 )
 from trainers.run import Wrapping
 from trainers.sharded_runs import FSDP1, FSDP1_HYBRID, FSDP1_ORIGINAL, HYBRID, TENSOR_PARALLEL
+from trainers.wrapping import wrapped
 
 NOWHERE = Path("nowhere")
 SAVED = {
@@ -100,6 +102,12 @@ def trained(model: Any, optimizer: Any, *steps: int) -> None:
             optimizer.zero_grad()
 
 
+def new_model(wrapping: Wrapping) -> Any:
+    """Return a model of other weights than any checkpoint has, distributed."""
+    with quiet():
+        return wrapped(fresh_model("llama", tied=False, dtype="float32"), wrapping)
+
+
 RESUMED = {"fsdp2": Wrapping(), "fsdp1": FSDP1, "fsdp1-original": FSDP1_ORIGINAL}
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.8, 0.93)}
 
@@ -109,10 +117,11 @@ def stop_training(folder: Path) -> None:
     from unshard.training.saving import save_full
 
     for name, wrapping in RESUMED.items():
-        model = distributed(Scene("", folder, folder, wrapping=wrapping))
+        model = new_model(wrapping)
         optimizer = torch.optim.AdamW(model.parameters(), **OPTIONS)
         unused = save_quietly(model, folder / f"{name}-unused", optimizer=optimizer)
         trained(model, optimizer, 1, 2)
+        computed(model)  # which leaves units gathered
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             save_full(model, folder / f"{name}-full", optimizer=optimizer)
@@ -130,7 +139,7 @@ def resume_training(folder: Path) -> None:
 
     for name, wrapping in RESUMED.items():
         for kind in ("full", "sharded"):
-            model = distributed(Scene("", folder, folder, wrapping=wrapping))
+            model = new_model(wrapping)
             optimizer = torch.optim.AdamW(model.parameters(), lr=9.0)
             load_quietly(model, folder / f"{name}-{kind}", optimizer=optimizer)
             trained(model, optimizer, 3)
@@ -141,7 +150,7 @@ def resume_training(folder: Path) -> None:
 
 def _resumed_otherwise(folder: Path) -> dict[str, object]:
     """Load a state into other wrappers than it was saved from, and into another optimizer."""
-    model = distributed(Scene("", folder, folder, wrapping=FSDP1_ORIGINAL))
+    model = new_model(FSDP1_ORIGINAL)
     optimizer = torch.optim.AdamW(model.parameters(), lr=9.0)
     load_quietly(model, folder / "fsdp2-full", optimizer=optimizer)
     other = fully_shard(tiny_llama.tiny_llama(5, tied=False, dtype=torch.float32))
@@ -174,9 +183,7 @@ def moments_of(model: Any, optimizer: Any) -> dict[str, float]:
 
 def tell_moments(folder: Path) -> None:
     """Load a state on this number of ranks, and tell its moments; compute once, too."""
-    model = distributed(
-        Scene("", folder, folder, wrapping=HYBRID if dist.get_world_size() == 4 else Wrapping())
-    )
+    model = new_model(HYBRID)
     optimizer = torch.optim.AdamW(model.parameters(), lr=9.0)
     load_quietly(model, folder / "fsdp1-sharded", optimizer=optimizer)
     tell(folder / f"moments-{dist.get_world_size()}", moments_of(model, optimizer))

@@ -42,6 +42,7 @@ from unshard.training.dtensor_parts import dtensor_parts
 from unshard.training.filling import Filler
 from unshard.training.local_parts import LocalPart
 from unshard.training.ranks import Ranks
+from unshard.training.resharding import let_go_of_copies
 from unshard.training.sharded_writer import quiet_torch, write_state
 
 FOLDER = "optimizer"
@@ -82,12 +83,15 @@ def write_optimizer(
     if not has_state(optimizer):  # torch would make a step to have one
         saw = "it has made no step, or keeps nothing from one step to the next"
         return (finding("U165", subject=type(optimizer).__name__, saw=saw),)
-    with quiet_torch():
-        states = []
-        ranks.together(
-            "reading the optimizer",
-            lambda: states.append(get_optimizer_state_dict(model, optimizer, options=_FLAT)),
-        )
+    states: list[Mapping[str, Any]] = []
+
+    def read() -> None:
+        # torch looks for the optimizer's parameters among the model's, which must be no gathered copies.
+        let_go_of_copies(model)
+        with quiet_torch():
+            states.append(get_optimizer_state_dict(model, optimizer, options=_FLAT))
+
+    ranks.together("reading the optimizer", read)
     write_state(states[0], folder / FOLDER, ranks)
     return ()
 
@@ -155,14 +159,13 @@ def fill_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, sav
     try:
         with quiet_torch():
             state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
-        _require_same(optimizer, state, saved)
-        filler, read = Filler(), 0
-        for name, value in state.items():
-            for part in _parts(name, value):
-                read += filler.fill(part, saved.tensors[name])
-        state |= saved.values
-        with quiet_torch():
-            set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
+            _require_same(optimizer, state, saved)
+            filler, read = Filler(), 0
+            for name, value in state.items():
+                for part in _parts(name, value):
+                    read += filler.fill(part, saved.tensors[name])
+            set_optimizer_state_dict(model, optimizer, {**state, **saved.values}, options=_FLAT)
+        filler.require_unchanged()
     except BaseException:
         if fresh:  # torch made a step without gradients, to have a state to fill
             optimizer.state.clear()

@@ -100,6 +100,8 @@ def quiet_torch() -> Iterator[None]:
     """Keep what torch says of its own deprecated parts from the user, who did not call them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")
+        # Whoever touches what FSDP1 gives is told so, at the place where it is touched.
+        warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
         yield
 
 
