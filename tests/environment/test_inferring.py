@@ -84,6 +84,32 @@ def test_experts_that_lie_fused_tell_of_transformers_5(trained_checkpoints: Runs
     assert "experts" in str(training.facts["transformers"].evidence)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["gate_up_proj"], ">=5.0"),
+        (["gate_up_proj", "gate_up_proj_bias"], "4.50.0"),  # gpt-oss, whose published files are fused
+        (["7.gate_proj.weight"], "4.50.0"),
+    ],
+)
+def test_fused_experts_tell_more_than_the_configuration_of_the_base(
+    tmp_path: Path, names: list[str], expected: str
+) -> None:
+    before = "model.layers.0._fsdp_wrapped_module.mlp.experts"
+    torch.save({f"{before}.{name}": torch.ones(2, 2, 2) for name in names}, tmp_path / "model.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_version": "4.50.0"}))
+    assert find_training(tmp_path / "model.pt").facts["transformers"].value == expected
+
+
+def test_fused_experts_in_a_published_folder_tell_nothing(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    torch.save({name: torch.ones(2, 2, 2)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    training = find_training(tmp_path)
+    assert "transformers" not in training.facts
+    assert training.weights_bytes == 32
+
+
 def test_a_saved_model_tells_its_transformers_and_its_type(trained_checkpoints: Runs) -> None:
     base = trained_checkpoints["recipes-two-epochs"].base
     assert base is not None
@@ -183,6 +209,15 @@ def test_sections_of_a_configuration_tell_precision_and_attention(saved: Path) -
 def test_a_quantised_base_is_told_by_the_parameters(saved: Path, value: str, told: bool) -> None:
     (saved / "train_params.yaml").write_text(f"model_name: m\nquantization: '{value}'\n")
     assert ("quantised base" in find_training(saved).facts) == told
+
+
+def test_files_beside_the_tensors_tell_of_adapters_and_quantised_weights(saved: Path) -> None:
+    assert not {"adapter", "quantisation"} & find_training(saved).facts.keys()
+    (saved / "adapter_config.json").write_text("{}")
+    (saved / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    facts = find_training(saved).facts
+    assert facts["adapter"].value == "PEFT"
+    assert facts["quantisation"].value == "bitsandbytes"
 
 
 def test_flags_of_flash_attention_are_read(saved: Path) -> None:

@@ -10,7 +10,14 @@ from unshard.environment.model_types import knows_model_type
 from unshard.environment.recorded import aspects_of, find_training
 from unshard.environment.rules import RULES
 from unshard.environment.sides import Sides
-from unshard.environment.this_machine import PACKAGES, RUNTIMES, SETTINGS, memory_bytes, this_environment
+from unshard.environment.this_machine import (
+    PACKAGES,
+    RUNTIMES,
+    SETTINGS,
+    memory_bytes,
+    this_environment,
+    with_idle_devices,
+)
 from unshard.findings import RULES as FINDINGS
 from unshard.findings import Finding, finding
 from unshard.record.description import Environment
@@ -54,7 +61,7 @@ def compare_environment(path: str | Path | None = None, *, step: int | None = No
         OptionError: `step` names nothing.
     """
     training = Training() if path is None else find_training(Path(path), step=step)
-    return compare(training, this_environment(), memory=memory_bytes())
+    return compare(training, with_idle_devices(this_environment()), memory=memory_bytes())
 
 
 def compare(training: Training, machine: Environment, *, memory: int | None) -> EnvironmentComparison:

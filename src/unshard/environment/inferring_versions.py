@@ -33,7 +33,6 @@ _WRITES_TORCH: tuple[tuple[_Kind, str, VersionRange], ...] = (
     ("name", "torch.distributed.tensor.", VersionRange((2, 5))),
     ("name", "torch.distributed._mesh_layout.", VersionRange((2, 10))),
     ("name", "torch.distributed.checkpoint.metadata.TensorProperties", VersionRange((2, 3))),
-    ("name", "torch.distributed.checkpoint.metadata.StorageMeta", VersionRange((2, 4))),
     ("name", "torch._utils._rebuild_tensor_v3", VersionRange((2, 1))),
     ("part", "byteorder", VersionRange((2, 1))),
     ("part", ".format_version", VersionRange((2, 7))),

@@ -106,12 +106,18 @@ def this_environment() -> Environment:
     try:
         from unshard.environment.torch_facts import with_torch_facts
 
-        found = with_torch_facts(found, cpu_bfloat16=cpu_computes_bfloat16())
-        # Devices that the driver has and torch does not use: a build for the processor alone, an old driver.
-        return found if found.accelerator != "cpu" else replace(found, devices=devices_of_driver())
+        return with_torch_facts(found, cpu_bfloat16=cpu_computes_bfloat16())
     except (ImportError, OSError) as error:  # a library of CUDA that is missing, for one
         reason = " ".join(str(error).split())[:200]
         return replace(found, devices=devices_of_driver(), settings={UNUSABLE: reason})
+
+
+def with_idle_devices(machine: Environment) -> Environment:
+    """Return a machine with the devices that its driver lists where torch uses the processor alone.
+
+    A build of torch without CUDA, or an old driver, leaves devices idle; a training did not run on them.
+    """
+    return machine if machine.accelerator != "cpu" else replace(machine, devices=devices_of_driver())
 
 
 def installed_packages() -> dict[str, str]:
