@@ -209,6 +209,24 @@ def test_weights_that_fit_in_16_bits_alone_are_told_to_be_cast() -> None:
     assert line(compared(weights(60, "float32"), ON_CPU, memory=64 * GIB), "memory").code is None
 
 
+def test_devices_that_torch_does_not_use_hold_no_weights() -> None:
+    idle = replace(ON_CPU, devices=(replace(T4, count=1),))
+    assert codes(weights(20), idle) & {"U011", "U012"} == set()
+    assert "U011" in codes(weights(100), replace(ON_CPU, devices=(replace(H100, count=8),)))
+
+
+def test_numbers_that_are_no_floats_are_not_halved() -> None:
+    integers = record(tensors={"w": RecordTensor((30 * GIB // 4,), "int32", {})})
+    assert "U011" in codes(integers, ON_CPU, memory=20 * GIB)
+    assert "U011" not in codes(weights(30, "float32"), ON_CPU, memory=20 * GIB)
+
+
+def test_autocast_decides_what_training_computed_in() -> None:
+    precision = Precision(parameters="float32", autocast="float16")
+    mixed = record(distribution=Distribution("ddp", precision=precision))
+    assert line(compared(mixed, ON_GPUS), "dtype of computing").training == "float16"
+
+
 def test_memory_that_is_not_known_is_no_obstacle() -> None:
     assert not {"U011", "U012"} & codes(weights(800), replace(ON_GPUS, devices=()), memory=None)
 
