@@ -11,8 +11,8 @@ from torch import nn
 
 from unshard.record.description import Distribution, Precision
 from unshard.training.flat_shards import flat_units
-from unshard.training.local_tensors import fsdp2_groups
-from unshard.training.module_tree import class_names, wrapped_in
+from unshard.training.local_tensors import fsdp2_groups, fsdp2_state
+from unshard.training.module_tree import bare_module, class_names
 from unshard.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -20,19 +20,22 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 
+# Wrappers that average gradients, and leave every rank the whole model.
+_KEEPING_ALIKE = frozenset({"DistributedDataParallel", "DeepSpeedEngine"})
+
+
 def describe_distribution(model: nn.Module, ranks: Ranks) -> Distribution:
     """Return how a model is spread over ranks, as the wrappers of this rank tell."""
     modules = list(model.modules())
     flat, sharded = list(flat_units(model)), [module for module in modules if fsdp2_groups(module)]
     groups = [group for module in sharded for group in fsdp2_groups(module)]
-    units = [_innermost(unit) for unit in flat] or sharded
     return Distribution(
         kind=_kind(flat, sharded, modules),
         world_size=ranks.size,
         backend=str(dist.get_backend()) if dist.is_available() and dist.is_initialized() else None,
-        strategy=_strategy(flat, groups),
-        wrapped=_class_names(units),
-        mesh=_mesh(flat, modules),
+        strategy=_strategy(flat, sharded),
+        wrapped=_class_names(map(bare_module, flat or sharded)),
+        mesh=_mesh(flat, groups, modules),
         use_orig_params=any(unit._use_orig_params for unit in flat) if flat else None,
         cpu_offload=_is_offloaded(flat, groups),
         precision=_precision(flat, groups),
@@ -43,20 +46,12 @@ def describe_distribution(model: nn.Module, ranks: Ranks) -> Distribution:
 
 def class_name_of(module: nn.Module) -> str:
     """Return the name of a module's class; FSDP2 makes a subclass of its own of it."""
-    kind = type(module)
-    is_made = kind.__name__.startswith("FSDP") and kind.__mro__[1].__name__ == "FSDPModule"
-    return str(kind.__mro__[2].__name__ if is_made else kind.__name__)
+    names = [kind.__name__ for kind in type(module).__mro__]
+    return names[names.index("FSDPModule") + 1 if "FSDPModule" in names[1:] else 0]
 
 
 def _class_names(modules: Iterable[nn.Module]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(class_name_of(module) for module in modules))
-
-
-def _innermost(module: nn.Module) -> nn.Module:
-    """Return what wrappers of all kinds wrap."""
-    while (found := wrapped_in(module)) is not None:
-        module = found[1]
-    return module
 
 
 def _kind(
@@ -66,18 +61,19 @@ def _kind(
         return "fsdp1"
     if sharded or any(_meshes(module) for module in modules):
         return "fsdp2"
-    is_copied = any({"DistributedDataParallel"} & class_names(module) for module in modules)
-    return "ddp" if is_copied else "none"
+    return "ddp" if any(_KEEPING_ALIKE & class_names(module) for module in modules) else "none"
 
 
-def _strategy(flat: Sequence[Any], groups: Sequence[Any]) -> str | None:
+def _strategy(flat: Sequence[Any], sharded: Sequence[nn.Module]) -> str | None:
     """Return FSDP1's strategy by name; for FSDP2, whether units are freed after they have computed."""
     if flat:
         return " and ".join(dict.fromkeys(unit.sharding_strategy.name for unit in flat))
-    if not groups:
-        return None
-    frees = {_frees(group) for group in groups}
-    return " and ".join(f"reshard_after_forward={value}" for value in sorted(frees))
+    frees = dict.fromkeys(
+        "None" if getattr(fsdp2_state(module), "_auto_reshard_after_forward", False) else _frees(group)
+        for module in sharded
+        for group in fsdp2_groups(module)
+    )
+    return " and ".join(f"reshard_after_forward={value}" for value in frees) or None
 
 
 def _frees(group: FSDPParamGroup) -> str:
@@ -85,8 +81,7 @@ def _frees(group: FSDPParamGroup) -> str:
     after = group.post_forward_mesh_info
     if after is None:
         return "False"
-    is_same = after is group.mesh_info or after.mesh.size() == group.mesh_info.mesh.size()
-    return "True" if is_same else str(after.shard_mesh_size)
+    return "True" if after is group.mesh_info else str(after.shard_mesh_size)
 
 
 def _meshes(module: nn.Module) -> list[Any]:
@@ -95,9 +90,10 @@ def _meshes(module: nn.Module) -> list[Any]:
     return [mesh for mesh in found if mesh is not None]
 
 
-def _mesh(flat: Sequence[Any], modules: Sequence[nn.Module]) -> Mapping[str, int]:
+def _mesh(flat: Sequence[Any], groups: Sequence[Any], modules: Sequence[nn.Module]) -> Mapping[str, int]:
     """Return the sizes of the mesh with most dimensions, by their names, or by their numbers without."""
-    meshes = [mesh for module in modules for mesh in _meshes(module)]
+    meshes = [each.sharded_param.device_mesh for group in groups for each in group.fsdp_params]
+    meshes = meshes or [mesh for module in modules for mesh in _meshes(module)]
     meshes += [mesh for unit in flat if (mesh := getattr(unit, "_device_mesh", None)) is not None]
     if not meshes:
         return {}
@@ -144,6 +140,6 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _checkpointed(modules: Sequence[nn.Module]) -> list[nn.Module]:
     """Return the modules under activation checkpoints, by wrappers or by transformers' own switch."""
-    wrapped = [_innermost(module) for module in modules if "CheckpointWrapper" in class_names(module)]
+    wrapped = [bare_module(module) for module in modules if "CheckpointWrapper" in class_names(module)]
     own = [m for m in modules if getattr(m, "gradient_checkpointing", None) is True]
     return [*wrapped, *own]

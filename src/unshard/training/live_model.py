@@ -21,7 +21,7 @@ from unshard.tensors.coverage import described_box
 from unshard.training.dealing import Dealer, Share
 from unshard.training.distribution import describe_distribution
 from unshard.training.live_source import Holdings, LiveSource
-from unshard.training.local_parts import LocalTensor, fingerprint_of
+from unshard.training.local_parts import LocalTensor, checksum_of
 from unshard.training.local_tensors import LocalModel, describe_locally
 from unshard.training.module_tree import extra_states
 from unshard.training.ranks import Ranks
@@ -61,13 +61,13 @@ class _Told:
         shape: The shape of the whole.
         dtype: The name of its dtype.
         boxes: What the rank holds.
-        prints: A digest of some elements of every box that other ranks may hold, too.
+        sums: A checksum of every box that other ranks may hold, too.
     """
 
     shape: tuple[int, ...]
     dtype: str
     boxes: tuple[Box, ...]
-    prints: tuple[bytes, ...]
+    sums: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ def describe_live_model(
 ) -> LiveModel:
     """Return a model in training as all ranks together know it. Every rank calls it.
 
-    Nothing is gathered but descriptions, and the model is not touched. What the module holds under the
+    Nothing is gathered but descriptions, and the model is not touched. Only what several ranks hold alike is
+    read, to see that they do. What the module holds under the
     hands of its own state dict's hooks is not looked at: names are those of its parameters and buffers.
 
     Args:
@@ -139,7 +140,7 @@ def _described(local: LocalModel) -> _Description:
             tensor.shape,
             tensor.dtype.name,
             tuple(part.box for part in tensor.parts),
-            tuple(fingerprint_of(part.elements) for part in tensor.parts) if tensor.is_copied else (),
+            tuple(checksum_of(part.elements) for part in tensor.parts) if tensor.is_copied else (),
         )
         for name, tensor in local.tensors.items()
     }
@@ -157,12 +158,12 @@ def _require_same(told: Sequence[_Description]) -> None:
     if not wrong:
         return
     rank, found = next(iter(wrong.items()))
-    shown = [f"`{m.name}` is {m.saw} there and {m.expected} on rank 0" for m in found]
+    shown = [f"`{m.name}` is {m.saw} (on rank 0: {m.expected})" for m in found]
     raise MatchError(
         _SUBJECT,
         f"is not the same on all ranks: rank{'s' if len(wrong) > 1 else ''} "
-        f"{listed([str(each) for each in wrong])} of {len(told)} differ from rank 0; "
-        f"on rank {rank} {listed(shown, at_most=_SHOWN)}",
+        f"{listed([str(each) for each in wrong])} of {len(told)} differ{'' if len(wrong) > 1 else 's'} "
+        f"from rank 0; on rank {rank} {listed(shown, at_most=_SHOWN)}",
         mismatches=found,
         hint="Build and wrap the model alike on every rank. Stages of a pipeline are saved with "
         "torch.distributed.checkpoint, and then converted.",
@@ -177,14 +178,17 @@ def _differences(first: _Description, other: _Description) -> Iterator[Mismatch]
             yield Mismatch(_kind(ours, theirs), name, saw=theirs, expected=ours)
     if list(first.tensors) != list(other.tensors) and first.tensors.keys() == other.tensors.keys():
         a, b = next((a, b) for a, b in zip(first.tensors, other.tensors, strict=True) if a != b)
-        yield Mismatch("unexpected", b, saw="the next in the state dict", expected=f"after `{a}`")
+        yield Mismatch("unexpected", b, saw=f"where `{a}` should be", expected="later")
 
 
 _ABSENT = "absent"
 
 
-def _kind(ours: str, theirs: str) -> Literal["missing", "unexpected", "shape"]:
-    return "missing" if theirs == _ABSENT else "unexpected" if ours == _ABSENT else "shape"
+def _kind(ours: str, theirs: str) -> Literal["missing", "unexpected", "dtype", "shape"]:
+    """Return the kind of a difference between what two ranks say in words."""
+    if _ABSENT in (ours, theirs):
+        return "missing" if theirs == _ABSENT else "unexpected"
+    return "dtype" if ours.partition(" ")[2] == theirs.partition(" ")[2] else "shape"
 
 
 def _words(description: _Description, name: str) -> str:
@@ -205,7 +209,7 @@ def _deal(told: Sequence[_Description]) -> tuple[dict[str, list[Share]], dict[st
         if others:
             unlike[name] = others
         held = [each.tensors[name].boxes for each in told]
-        shares[name] = dealer.deal(held, DTYPES[tensor.dtype].itemsize, alike=not others)
+        shares[name] = dealer.deal(tensor.shape, held, DTYPES[tensor.dtype].itemsize, alike=not others)
     return shares, unlike
 
 
@@ -216,8 +220,8 @@ def _unlike(held: Sequence[_Told]) -> list[int]:
         rank
         for rank, tensor in enumerate(held)
         if any(
-            first.setdefault(box, printed) != printed
-            for box, printed in zip(tensor.boxes, tensor.prints, strict=False)
+            first.setdefault(box, checksum) != checksum
+            for box, checksum in zip(tensor.boxes, tensor.sums, strict=False)
         )
     ]
 

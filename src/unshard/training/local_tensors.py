@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from unshard.training.dtensor_parts import dtensor_parts, is_replicated
 from unshard.training.flat_shards import FlatMember, flat_members, original_buffer_dtypes
 from unshard.training.local_parts import LocalPart, LocalTensor
 from unshard.training.module_tree import Place, Registered, registered_tensors, require_readable_wrappers
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
 _PLAIN = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", torch.Tensor))
 _SHOWN = 5
@@ -135,14 +138,17 @@ def _sharded_parameters(model: nn.Module) -> dict[Place, Any]:
     return found
 
 
+def fsdp2_state(module: nn.Module) -> FSDPState | None:
+    """Return what `fully_shard` keeps for a module; None for others. Wrappers pass on what they are asked."""
+    return module._get_fsdp_state() if hasattr(type(module), "_get_fsdp_state") else None
+
+
 def fsdp2_groups(module: nn.Module) -> list[Any]:
     """Return the groups of parameters of a module that `fully_shard` has made a unit; none for others."""
-    state = getattr(module, "_get_fsdp_state", None)
-    if state is None:
-        return []
-    groups = getattr(state(), "_fsdp_param_groups", None)  # one of several since torch 2.12
+    state = fsdp2_state(module)
+    groups = getattr(state, "_fsdp_param_groups", None)  # there may be several in later versions of torch
     if groups is None:
-        groups = [getattr(state(), "_fsdp_param_group", None)]
+        groups = [getattr(state, "_fsdp_param_group", None)]
     return [group for group in groups if group is not None]
 
 
@@ -170,6 +176,7 @@ _META = (
     "Give them memory and values before saving: model.to_empty(device=...), then load or initialise them "
     "(a model under FSDP may do so by param_init_fn=)."
 )
+_LAZY = "Run the model once before saving: lazy modules have no parameters until they have seen an input."
 _CLASS = (
     "Dequantise them first, or save only what is plain: for a quantised base with an adapter, "
     'save_full(..., adapter="keep") writes the adapter alone.'
@@ -183,6 +190,8 @@ def _require_readable(name: str, tensor: torch.Tensor) -> None:
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
     if hasattr(tensor, "ds_id"):
         raise _RefusedError(_Refusal(name, "is partitioned by DeepSpeed's ZeRO-3", _ZERO3))
+    if nn.parameter.is_lazy(tensor):
+        raise _RefusedError(_Refusal(name, "is not initialised yet", _LAZY))
     if type(tensor) not in _PLAIN:
         raise _RefusedError(_Refusal(name, f"is a tensor of the class {kind}, which is not read", _CLASS))
     if tensor.is_meta:

@@ -84,11 +84,17 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while waiting:
         name, module = waiting.pop()
         yield name, module
-        if (wrapped := wrapped_in(module)) is not None:
-            waiting.append((name, wrapped[1]))
-            continue
-        children = [(joined(name, key), child) for key, child in module._modules.items() if child is not None]
-        waiting.extend(reversed(children))
+        waiting.extend(reversed(list(_children(name, module))))
+
+
+def _children(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the children of a module with their names; what a wrapper wraps has its wrapper's."""
+    wrapped, inner = wrapped_in(module) or ("", None)
+    for key, child in module._modules.items():
+        if child is inner and key == wrapped:
+            yield name, child
+        elif child is not None and (inner is None or bare_module(child) is not bare_module(inner)):
+            yield joined(name, key), child  # Lightning's wrapper keeps the same model twice
 
 
 def registered_tensors(model: nn.Module, flattened: dict[int, list[str]]) -> Iterator[Registered]:
