@@ -246,9 +246,21 @@ def _change(model: Any) -> None:
         model.scale += 1
 
 
+def _change_flat(model: Any) -> None:
+    if dist.get_rank() == 2:
+        model._handle.flat_param.data += 1
+
+
+def _change_replica(model: Any) -> None:
+    if dist.get_rank() == 3:
+        model.big.weight._local_tensor.data[-1, -1] += 1
+
+
 FOUR: dict[str, Scene] = {
     "alone": Scene(lambda model: model),
     "copies-differ": Scene(lambda model: model, _change),
+    "fsdp1-copies-differ": Scene(_fsdp1("NO_SHARD"), _change_flat),
+    "hsdp-copies-differ": Scene(_fsdp2((2, 2)), _change_replica),
     "ddp": Scene(lambda model: DistributedDataParallel(model), _differentiate),
     "ddp-compiled": Scene(lambda model: _compiled(DistributedDataParallel(model))),
     "compiled-ddp-checkpointed": Scene(

@@ -65,6 +65,7 @@ def test_all_ranks_say_the_same(scenes: Path, name: str) -> None:
         assert [each[key] for each in ranks] == [ranks[0][key]] * 4
 
 
+TOLD_OF = ("alone", "copies-differ", "fsdp1-copies-differ", "hsdp-copies-differ")
 COPIED = ("ddp", "fsdp1-no_shard-eval-true", "fsdp1-hybrid_shard-forward-false", "hsdp", "tp", "replicated")
 
 
@@ -88,11 +89,16 @@ def test_copies_that_differ_are_taken_from_the_first_rank_and_told(scenes: Path)
     assert {name for name, *_ in ranks[2]["given"]}.isdisjoint({"big.weight", "scale"})
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in FOUR if name not in ("alone", "copies-differ", "ddp-inside")]
-)
+@pytest.mark.parametrize("name", [name for name in FOUR if name not in TOLD_OF])
 def test_nothing_is_told_of_models_that_are_wrapped_well(scenes: Path, name: str) -> None:
     assert said(scenes, name)[0]["codes"] == []
+
+
+@pytest.mark.parametrize("name", ["fsdp1-copies-differ", "hsdp-copies-differ"])
+def test_replicas_of_fsdp_that_differ_are_told_of_and_never_mixed(scenes: Path, name: str) -> None:
+    ranks = said(scenes, name)
+    assert ranks[0]["codes"] == ["U133"]
+    assert torch.equal(assembled(ranks)["big.weight"], truth_of(scenes, name)["big.weight"])
 
 
 def test_a_model_that_no_wrapper_spreads_is_told_of(scenes: Path) -> None:
