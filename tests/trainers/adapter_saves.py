@@ -51,7 +51,7 @@ _TARGETS = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 KINDS = (
     Kind("lora", "llama", "fsdp1", {**_TARGETS, "modules_to_save": ["norm"]}),
     Kind("rank-stabilised", "llama", "fsdp2", {**_TARGETS, "use_rslora": True}, torch.bfloat16),
-    Kind("dora", "llama", "fsdp1", {"target_modules": ["gate_proj", "down_proj"], "use_dora": True}),
+    Kind("dora", "llama", "fsdp1", {"target_modules": "all-linear", "use_dora": True}),
     Kind("dora-columns", "llama", "tensor-parallel", {"target_modules": ["o_proj"], "use_dora": True}),
     Kind("dora-transposed", "gpt2", "fsdp2", {"target_modules": ["c_attn"], "use_dora": True}),
     Kind("tied-embedding", "llama-tied", "fsdp2", {"target_modules": ["q_proj", "embed_tokens"]}),

@@ -8,7 +8,7 @@ all ranks; two names of one parameter need no reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from unshard.base import Base
@@ -68,6 +68,7 @@ def plan_contents(
     *,
     file_name: str | None = None,
     ties: Mapping[str, str] | None = None,
+    buffers: Collection[str] = (),
 ) -> Contents:
     """Return what is written of a live model. Nothing is read but what questions need.
 
@@ -80,6 +81,8 @@ def plan_contents(
         file_name: The name of the one file that is written, or None for a folder.
         ties: Names of the module that repeat another tensor of it, and that tensor. A state dict of
             torch's holds both, as FSDP gathers them; files of safetensors never hold one twice.
+
+        buffers: Names of the module that are those of buffers, whose dtype no policy but `base` changes.
 
     Raises:
         OptionError: An adapter is to be kept, and there is none.
@@ -94,7 +97,7 @@ def plan_contents(
         return Contents(kept.model, None, (file,), beside, kept.model.findings)
     outline = outline_of(checkpoint, base, choices)
     answers = _answered(questions_for(outline), answering)
-    model = _typed(match_model(outline, dtype=options.dtype, answers=answers), base, options)
+    model = _typed(match_model(outline, dtype=options.dtype, answers=answers), base, options, buffers)
     files, index = _tensor_files(model.tensors, options, file_name, ties or {})
     if file_name is not None:
         return Contents(model, None, files, (), model.findings)
@@ -144,12 +147,14 @@ def _is_computed(tensor: Tensor) -> bool:
     )
 
 
-def _typed(model: Model, base: Base | None, options: SaveOptions) -> Model:
-    """Return a model with the dtypes that patterns of names ask for."""
-    if not options.dtypes:
-        return model
-    tensors = {name: _cast(name, tensor, base, options) for name, tensor in model.tensors.items()}
-    if base is None:
+def _typed(model: Model, base: Base | None, options: SaveOptions, buffers: Collection[str]) -> Model:
+    """Return a model whose buffers are as they were, with the dtypes that patterns of names ask for."""
+    own = {name for name, sources in model.sources.items() if all(source in buffers for source in sources)}
+    tensors = {
+        name: _uncast(tensor) if name in own and options.dtype != "base" else _cast(name, tensor, options)
+        for name, tensor in model.tensors.items()
+    }
+    if base is None or all(tensors[name] is tensor for name, tensor in model.tensors.items()):
         return replace(model, tensors=tensors)
     floats = {tensor.dtype for tensor in tensors.values() if tensor.dtype.kind == "float"}
     edits = dtype_edits(base.config, main_dtype(tensors), uniform=len(floats) == 1)
@@ -158,10 +163,12 @@ def _typed(model: Model, base: Base | None, options: SaveOptions) -> Model:
     return replace(model, tensors=tensors, config_edits={**kept, **edits})
 
 
-def _cast(name: str, tensor: Tensor, base: Base | None, options: SaveOptions) -> Tensor:
-    expected = None if base is None or base.expected is None else base.expected.get(name)
-    fixed = is_buffer(name) or (expected is not None and expected.is_buffer)
-    if fixed or tensor.dtype.kind != "float" or tensor.dtype.itemsize < 2:
+def _uncast(tensor: Tensor) -> Tensor:
+    return tensor.source if isinstance(tensor, CastTensor) else tensor
+
+
+def _cast(name: str, tensor: Tensor, options: SaveOptions) -> Tensor:
+    if is_buffer(name) or tensor.dtype.kind != "float" or tensor.dtype.itemsize < 2:
         return tensor
     dtype: DType | None = next((d for pattern, d in options.dtypes if pattern.search(name)), None)
     if dtype is None or dtype == tensor.dtype:

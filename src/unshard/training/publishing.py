@@ -74,7 +74,13 @@ def published(
                 return answer_on_ranks(questions, live.holdings, ranks)
 
             contents = plan_contents(
-                adapted.checkpoint, base, options, answering, file_name=file_name, ties=live.ties
+                adapted.checkpoint,
+                base,
+                options,
+                answering,
+                file_name=file_name,
+                ties=live.ties,
+                buffers=live.buffers,
             )
             told = () if prepared is None else prepared.findings
             with share_parts(contents.tensors.values(), live.holdings, ranks):
