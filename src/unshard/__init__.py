@@ -8,6 +8,9 @@
     unshard.diff(old, new)             what training changed, tensor by tensor
     unshard.mend(folder)               a broken model folder, repaired
     unshard.load(path)                 the model in memory, ready for inference (extra `hf`)
+    unshard.compare_environment(path)  this machine beside the one that trained
+
+and, for training scripts, the room `unshard.training`.
 
 Nothing is imported before it is used, so the command line starts fast.
 """
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from unshard.comparison import Comparison, diff
     from unshard.conversion import Conversion, convert
     from unshard.diagnosis import Diagnosis, check
+    from unshard.environment import EnvironmentComparison, compare_environment
     from unshard.errors import UnshardError
     from unshard.findings import Finding, Severity
     from unshard.inference import load
@@ -40,6 +44,7 @@ __all__ = [
     "Conversion",
     "DescribedTensor",
     "Diagnosis",
+    "EnvironmentComparison",
     "Finding",
     "Inspection",
     "Mending",
@@ -48,6 +53,7 @@ __all__ = [
     "Verification",
     "__version__",
     "check",
+    "compare_environment",
     "convert",
     "diff",
     "inspect",
@@ -64,6 +70,7 @@ _ROOMS = {
     "Conversion": "conversion",
     "DescribedTensor": "tensors",
     "Diagnosis": "diagnosis",
+    "EnvironmentComparison": "environment",
     "Finding": "findings",
     "Inspection": "inspection",
     "Mending": "mending",
@@ -71,6 +78,7 @@ _ROOMS = {
     "UnshardError": "errors",
     "Verification": "verification",
     "check": "diagnosis",
+    "compare_environment": "environment",
     "convert": "conversion",
     "diff": "comparison",
     "inspect": "inspection",

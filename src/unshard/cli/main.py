@@ -55,6 +55,7 @@ def commands() -> None:
     unshard check RUN                       what is wrong with it?
     unshard convert RUN OUT --base BASE     a complete, verified model folder
     unshard run OUT --prompt "Hello"        ask it something
+    unshard env RUN                         this machine beside the one that trained
     """  # noqa: D301 - click reads the backspace
 
 
