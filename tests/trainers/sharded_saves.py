@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 
+import tiny_models
+from peft_models import SETTINGS, make_random
 from trainers import tiny_llama
 from trainers.loading_runs import (
     Scene,
@@ -63,6 +67,7 @@ def save_scenes(folder: Path) -> None:
         tell(folder / f"told-{name}", {"bytes": saved.output_bytes, "untouched": same})
     if dist.get_world_size() == 2:
         tell(folder / "told-refused", _refusals(folder))
+        _save_adapted(folder)
 
 
 def truth_of(folder: Path, name: str) -> Path:
@@ -90,6 +95,23 @@ def _refusals(folder: Path) -> dict[str, object]:
         except Exception as error:  # noqa: BLE001 - looked at in the tests
             said[name] = f"{type(error).__name__}: {error}"
     return said
+
+
+def _save_adapted(folder: Path) -> None:
+    """Save a model with an adapter, and what PEFT merges it to."""
+    with quiet():
+        model = peft.get_peft_model(
+            tiny_models.tiny_model("llama", torch.float32), peft.LoraConfig(**SETTINGS)
+        )
+        make_random(model)
+        merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    if dist.get_rank() == 0:
+        save_file(
+            {key: tensor.contiguous().clone() for key, tensor in merged.items()}, truth_of(folder, "peft")
+        )
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer)
+    save_quietly(fully_shard(model), folder / "peft", tokenizer=folder / "tokenizer")
 
 
 def trained(model: Any, optimizer: Any, *steps: int) -> None:

@@ -18,6 +18,8 @@ from trainers import tiny_llama
 from trainers.loading_runs import Scene, load_scenes, quiet, wrong_of
 from trainers.ranks import run_ranks
 from trainers.sharded_saves import SAVED, save_scenes, truth_of
+from unshard.record.description import RECORD_NAME
+from unshard.record.reading import read_record
 
 NAMES = [*SAVED[2], *SAVED[4]]
 
@@ -92,6 +94,26 @@ def test_it_is_converted_without_being_told_anything(name: str, saves: Path, tmp
 def test_it_is_inspected_and_checked_by_its_path_alone(saves: Path, command: Unshard) -> None:
     assert command("inspect", saves / "fsdp1", "--json").json["layout"]["name"] == "dcp"
     assert command("check", saves / "fsdp1").code == 0
+
+
+def test_a_model_with_an_adapter_is_converted_to_what_peft_merges_it_to(saves: Path, tmp_path: Path) -> None:
+    assert "lora_A" in " ".join(unshard.open(saves / "peft"))
+    unshard.convert(saves / "peft", tmp_path / "out", download=False)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    truth = load_file(truth_of(saves, "peft"))
+    assert merged.keys() == truth.keys()
+    for name, tensor in truth.items():  # one product of rank 4 in float32, added up in another order
+        assert (merged[name] - tensor).abs().max() <= 1e-6, name
+
+
+def test_the_record_has_digests_and_the_fingerprint(saves: Path) -> None:
+    record = read_record(saves / "fsdp1" / RECORD_NAME)
+    assert record is not None
+    assert record.distribution.kind == "fsdp1"
+    assert record.tensors.keys() == unshard.open(saves / "fsdp1").keys()
+    assert all(tensor.digests for tensor in record.tensors.values())
+    assert record.fingerprint is not None
+    assert read_record(saves / "awkward" / RECORD_NAME) is not None
 
 
 def test_what_lies_at_the_path_is_not_replaced_unasked(saves: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,7 @@ from unshard.training.options import SaveOptions
 from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
 from unshard.training.publishing import Published, published
 from unshard.training.ranks import Ranks
+from unshard.training.record_files import add_fingerprint
 from unshard.training.recording import Recorded, Telling, build_record, require_telling
 from unshard.training.saving import Saved
 from unshard.training.sharded_writer import Chunk, write_chunks
@@ -75,8 +76,10 @@ def save_sharded(
     step: int | None = None,
     seed: int | None = None,
     data: str | None = None,
+    prompts: Sequence[str] = (),
     serve_dtypes: Sequence[str] = ("base",),
     record: bool = True,
+    fingerprint: bool = True,
     overwrite: bool = False,
     durable: bool = True,
     timeout_seconds: float = TIMEOUT_SECONDS,
@@ -99,8 +102,11 @@ def save_sharded(
         step: The step of training.
         seed: The seed; by default that of torch, where it was given one.
         data: What the model was trained on, in words.
+        prompts: Texts that the fingerprint is taken of beside the built-in ones; they stand in the record.
         serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own.
         record: Whether to write `unshard.record.json`: what training tells of itself, and digests.
+        fingerprint: Whether to run the model once the weights are safely written, in eval mode, and record
+            its logits for a few sequences; without a record there is none.
         overwrite: Replace `path` if it exists; the old one is deleted after the new one is whole.
         durable: Wait until the disk has it all before the result appears.
         timeout_seconds: How long a rank waits for the others.
@@ -116,6 +122,7 @@ def save_sharded(
         RankError: A rank failed, died, or did not come in time; the error names it.
     """
     began = time.monotonic()
+    told = dict(locals())
     with ranks_of(group, timeout_seconds=timeout_seconds) as ranks:
 
         def ask() -> _Asked:
@@ -125,28 +132,28 @@ def save_sharded(
             return _Asked(Path(path), telling, optimizer, record, overwrite, durable)
 
         asked = here(ranks, "reading the options", ask)
-        alike = (
-            path,
-            base,
-            step,
-            seed,
-            data,
-            tuple(serve_dtypes),
-            record,
-            overwrite,
-            durable,
-            optimizer is None,
-        )
-        require_same(ranks, dict(zip(_COMPARED, map(str, alike), strict=True)))
+        require_same(ranks, _compared(told))
         findings, made, size = _save(model, asked, ranks)
+        if made is not None and fingerprint:
+            before = len(made.findings)
+            made = add_fingerprint(
+                model, asked.target, made, tokenizer, prompts, ranks=ranks, durable=durable
+            )
+            findings = (*findings, *made.findings[before:])
         seconds = ranks.broadcast("finishing", time.monotonic() - began)
     return Saved(asked.target, None if made is None else made.record, findings, size, seconds)
 
 
 _COMPARED = (
-    *("path", "base", "step", "seed", "data", "serve_dtypes", "record", "overwrite", "durable"),
-    "no optimizer",
+    *("path", "step", "seed", "data", "prompts", "serve_dtypes", "record", "fingerprint", "overwrite"),
+    *("durable", "base", "timeout_seconds"),
 )
+
+
+def _compared(told: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments that must be alike, in words; of an optimizer, whether there is one."""
+    words = {name: str(told[name]) for name in _COMPARED}
+    return {**words, "optimizer": "none" if told["optimizer"] is None else "given"}
 
 
 def _save(
@@ -233,5 +240,5 @@ def _side_files(model: torch.nn.Module, found: Published) -> list[SideFile]:
 def _record(model: torch.nn.Module, asked: _Asked, found: Published, ranks: Ranks) -> Recorded | None:
     if not asked.record:
         return None
-    tensors = found.contents.tensors
+    tensors = found.contents.model.tensors
     return build_record(model, found.live, tensors, asked.telling, ranks=ranks, base=found.base)
