@@ -18,6 +18,7 @@ pytest_plugins = (
     "healthy_models",
     "saved_folders",
     "tiny_folders",
+    "fingerprinted",
 )
 quiet_environment()
 

@@ -141,7 +141,22 @@ def _measured(
         dtypes |= seen
     weights = str(model.dtype).removeprefix("torch.")
     tolerance, dtype = tolerance_of(recorded, weights, *dtypes, *_of_tensor_cores(model, record))
-    return compare_prints(recorded, prints, vocabulary=vocabulary, tolerance=tolerance, dtype=dtype)
+    return compare_prints(
+        recorded,
+        prints,
+        vocabulary=vocabulary,
+        tolerance=tolerance,
+        dtype=dtype,
+        experts=_has_experts(model),
+    )
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
+    """Return whether a model routes tokens to experts, by what configurations call their number."""
+    config = model.config.get_text_config()
+    return any(
+        getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    )
 
 
 def _of_tensor_cores(model: PreTrainedModel, record: Record) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ Source:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -205,9 +205,11 @@ def _forward_of(model: Module, config: PreTrainedConfig | None) -> Callable[[tor
     def forward(tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens.to(device)
         output: Any = called(tokens) if config is None else called(input_ids=tokens, **options)
-        if isinstance(output, dict) and "logits" in output:
-            output = output["logits"]
-        logits: torch.Tensor = output[0] if isinstance(output, tuple | list) and output else output
+        if isinstance(output, Mapping):
+            output = output.get("logits")
+        elif isinstance(output, tuple | list) and output:
+            output = output[0]
+        logits: torch.Tensor = output  # whether it is one is looked at where it is used
         return logits
 
     return forward
