@@ -124,7 +124,9 @@ def test_the_tolerance_grows_with_roundoff_layers_and_logits(trained: Record) ->
     largest = max(abs(logit) for one in recorded.sequences for logit in one.top_logits)
     assert dtype == "float32"
     assert tolerance == pytest.approx(2.0**-20 * math.sqrt(LAYERS * spread + largest**2))
-    assert tolerance_of(recorded, "bfloat16") == (pytest.approx(tolerance * 2**12), "bfloat16")
+    coarse, dtype = tolerance_of(recorded, "bfloat16")
+    assert dtype == "bfloat16"
+    assert coarse == pytest.approx(tolerance * 2**12)
     assert tolerance_of(replace(recorded, layers=4 * LAYERS))[0] > 1.9 * tolerance
 
 
@@ -222,11 +224,13 @@ def test_experts_may_waver_at_one_of_a_hundred_tokens(trained: Record) -> None:
         assert found.is_sound == experts
 
 
-def test_a_quick_look_runs_one_short_sequence(model: Any, trained: Record) -> None:
+def test_a_quick_look_runs_the_beginning_of_one_sequence(model: Any) -> None:
+    trained = record(ON_CPU, fingerprint=fingerprint_for(model, context=64))
     check = check_fingerprint(model, tiny_tokenizer(), trained, quick=True)
     assert check is not None
     assert check.reproduction is not None
     assert (check.reproduction.sequences, check.reproduction.positions) == (1, 32)
+    assert check.reproduction.worst.size < check.reproduction.tolerance
 
 
 def test_models_of_other_kinds_are_not_compared(trained: Record) -> None:
