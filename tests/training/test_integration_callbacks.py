@@ -18,6 +18,9 @@ from trainers.ranks import run_ranks
 from unshard import verify
 from unshard.errors import OptionError
 from unshard.record.reading import read_record
+from unshard.training.integrations.lightning import UnshardCallback as ForLightning
+from unshard.training.integrations.lightning import part_of
+from unshard.training.integrations.transformers import UnshardCallback as ForTransformers
 
 RUNS = {
     "transformers-fsdp1": ("checkpoint-3/unshard", "fsdp1"),
@@ -50,7 +53,7 @@ def test_what_two_ranks_leave_is_the_model_that_torch_gathers(trained: Path, run
     truth = load_file(trained / run / "truth.safetensors")
     names = {name.removeprefix("model.") if run.startswith("lightning") else name: name for name in truth}
     written = load_file(trained / run / RUNS[run][0] / "model.safetensors")
-    assert written.keys() == names.keys()
+    assert written.keys() == names.keys() - {"lm_head.weight"}  # which is the embedding
     assert all(tensor.equal(truth[names[name]]) for name, tensor in written.items())
 
 
@@ -106,7 +109,7 @@ def test_lightning_saves_every_so_many_steps_and_at_the_end_once_each(trained: P
 @pytest.fixture(scope="module")
 def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what one process left with transformers' Trainer."""
-    from trainers.callbacks import ForTransformers, train_with_transformers
+    from trainers.callbacks import train_with_transformers
 
     folder = tmp_path_factory.mktemp("alone")
     callback = ForTransformers(every=2, at_end=True, dtype="bfloat16", data="a row of tokens")
@@ -130,7 +133,7 @@ def test_one_process_saves_with_every_second_checkpoint_and_at_the_end(alone: Pa
 def test_the_trainer_resumes_from_a_checkpoint_with_ours_inside(
     alone: Path, base: Path, tmp_path: Path
 ) -> None:
-    from trainers.callbacks import ForTransformers, train_with_transformers
+    from trainers.callbacks import train_with_transformers
 
     resumed = train_with_transformers(
         tmp_path, base, {}, ForTransformers(every=9), resume=alone / "checkpoint-2"
@@ -140,10 +143,10 @@ def test_the_trainer_resumes_from_a_checkpoint_with_ours_inside(
 
 
 def test_training_survives_a_save_that_fails_and_is_told(base: Path, tmp_path: Path) -> None:
-    from trainers.callbacks import ForTransformers, train_with_transformers
+    from trainers.callbacks import train_with_transformers
 
     callback = ForTransformers(base=tmp_path / "nowhere")
-    with pytest.warns(UserWarning, match="training goes on without .*checkpoint-1.*nowhere"):
+    with pytest.warns(UserWarning, match="training goes on without .*checkpoint-.*nowhere"):
         trainer = train_with_transformers(tmp_path, base, {}, callback)
     assert trainer.state.global_step == 3
     assert not list(tmp_path.rglob("unshard"))
@@ -154,9 +157,7 @@ def test_training_survives_a_save_that_fails_and_is_told(base: Path, tmp_path: P
 
 @pytest.mark.parametrize("trainer", ["transformers", "lightning"])
 def test_options_that_mean_nothing_are_refused_before_training(trainer: str) -> None:
-    from trainers import callbacks
-
-    kind: Any = {"transformers": callbacks.ForTransformers, "lightning": callbacks.ForLightning}[trainer]
+    kind: Any = {"transformers": ForTransformers, "lightning": ForLightning}[trainer]
     with pytest.raises(OptionError, match=r"saw max_shards, expected .*max_shard_size"):
         kind(max_shards=3)
     with pytest.raises(OptionError, match="adapter"):
@@ -167,7 +168,6 @@ def test_options_that_mean_nothing_are_refused_before_training(trainer: str) -> 
 
 def test_a_part_that_a_lightning_module_does_not_have_is_named(base: Path) -> None:
     from trainers.callbacks import Module
-    from unshard.training.integrations.lightning import part_of
 
     module = Module(base, is_sharded=False)
     assert part_of(module, None) is part_of(module, "model") is module.model

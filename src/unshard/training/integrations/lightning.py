@@ -39,8 +39,8 @@ def _installed() -> Any:
         MissingExtraError: There is none.
     """
     for name in _NAMES:
-        if name in sys.modules:
-            return sys.modules[name]
+        if (imported := sys.modules.get(name)) is not None:
+            return imported
     for name in _NAMES:
         if util.find_spec(name.partition(".")[0]) is not None:
             return import_module(name)
