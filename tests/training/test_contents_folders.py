@@ -333,3 +333,16 @@ def test_the_model_card_tells_of_the_training(base: Path, tmp_path: Path) -> Non
     text = (tmp_path / "out/README.md").read_text()
     assert "learning_rate: 3e-05" in text
     assert "| Step | `12` |" in text
+
+
+def test_code_of_a_base_is_copied_with_it_and_told(base: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    text = json.loads((base / "config.json").read_bytes())
+    text["auto_map"] = {"AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}
+    (own / "config.json").write_text(json.dumps(text))
+    (own / "modeling_own.py").write_text("raise RuntimeError('never run')\n")
+    saved = save(tiny_model("llama"), tmp_path / "out", base=own)
+    assert (tmp_path / "out/modeling_own.py").read_bytes() == (own / "modeling_own.py").read_bytes()
+    assert json.loads((tmp_path / "out/config.json").read_bytes())["auto_map"] == text["auto_map"]
+    assert "U605" in codes(saved)
