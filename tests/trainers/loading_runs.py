@@ -284,14 +284,16 @@ def _meta_device(folder: Path) -> dict[str, object]:
 
 
 def _what_does_not_fit(folder: Path) -> dict[str, object]:
-    wider, deeper, shallower = llama(), llama(), llama()
+    wider, narrower, deeper, shallower = llama(), llama(), llama(), llama()
     with quiet():
         wider.resize_token_embeddings(tiny_llama.VOCABULARY + 5, mean_resizing=False)
+        narrower.resize_token_embeddings(tiny_llama.VOCABULARY - 5)
     deeper.model.layers.append(type(deeper.model.layers[0])(deeper.config, 2))
     del shallower.model.layers[1]
     tied = sharded(llama(tied=True))
     return {
         "wider": refused(sharded(wider), folder / "base"),
+        "narrower": refused(sharded(narrower), folder / "base"),
         "deeper": refused(sharded(deeper), folder / "base"),
         "shallower": refused(sharded(shallower), folder / "base"),
         "diverged": refused(tied, folder / "diverged.pt"),

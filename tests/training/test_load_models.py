@@ -77,6 +77,7 @@ def test_buffers_that_nothing_filled_are_told_until_they_are_computed(told: Told
     ("case", "kind", "words"),
     [
         ("wider", "shape", "resize_token_embeddings(515)"),
+        ("narrower", "shape", "resize_token_embeddings(515)"),
         ("deeper", "missing", "9 tensors are missing in it"),
         ("shallower", "unexpected", "9 tensors are without a place in the model"),
         ("diverged", "unexpected", "with which the module ties it"),
