@@ -41,7 +41,7 @@ from unshard.inference.fingerprint import (
 )
 from unshard.inference.fingerprint_sequences import FingerprintSequence, fingerprint_sequences
 from unshard.record.description import Fingerprint, SequencePrint
-from unshard.training.describing_run import model_config_of, model_of
+from unshard.training.describing_run import bare_model, model_config_of
 from unshard.training.module_tree import bare_module, class_names, wrapped_in
 from unshard.training.ranks import Ranks
 from unshard.training.resharding import let_go_of_copies
@@ -160,7 +160,7 @@ def _require_fit(model: Module, config: PreTrainedConfig | None) -> None:
     kind = type(bare_module(model)).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise InferenceError(kind, "is an encoder with a decoder, and needs two sequences")
-    taken = signature(model_of(model).forward).parameters  # PEFT's own takes anything
+    taken = signature(bare_model(model).forward).parameters  # PEFT's own takes anything
     needed = [
         p
         for p in taken.values()
