@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from unshard.engines.local import write_side_file
-from unshard.errors import OptionError
+from unshard.errors import OptionError, OutputExistsError
 from unshard.findings import Finding
 from unshard.plan import SideFile
 from unshard.progress import Progress, Silence
@@ -252,7 +252,11 @@ def _stage(
     staged = staged_output(
         asked.target, beside, is_file=asked.is_file, overwrite=asked.overwrite, durable=asked.durable
     )
-    folder = stack.enter_context(staged)
+    try:
+        folder = stack.enter_context(staged)
+    except OutputExistsError as error:
+        error.hint = "Choose another output, or replace this one with overwrite=True."
+        raise
     create_files(files, folder, asked.target)
     return folder
 
