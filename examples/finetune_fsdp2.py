@@ -159,6 +159,8 @@ def save(
     )
     if dist.get_rank() == 0:
         print(f"saved {saved.path} in {saved.seconds:.1f} s", flush=True)
+        for found in saved.findings:
+            print(f"  {found.code} {found.title}: {found.subject} ({found.saw})", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def require_known(options: Mapping[str, Any], path: Path) -> None:
 
 
 def save_beside(model: Module, path: Path, options: Mapping[str, Any], *, strict: bool) -> Saved | None:
-    """Save a model where its trainer has saved its own checkpoint. Every rank calls it.
+    """Save a model where its trainer has saved its own checkpoint, and warn of what is found to be wrong.
+
+    Every rank calls it.
 
     Args:
         model: The model, as it is trained.
@@ -54,10 +56,19 @@ def save_beside(model: Module, path: Path, options: Mapping[str, Any], *, strict
         UnshardError: It cannot be saved, and `strict`.
     """
     try:
-        return save_full(model, path, **options)
+        saved = save_full(model, path, **options)
     except UnshardError as error:
         if strict:
             raise
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            warnings.warn(f"training goes on without {path}: {error}", UserWarning, stacklevel=2)
+        _warn(f"training goes on without {path}: {error}")
         return None
+    for found in saved.findings:
+        if found.severity != "info":
+            _warn(f"{path}: {found.code} {found.title}: {found.subject} ({found.saw})")
+    return saved
+
+
+def _warn(text: str) -> None:
+    """Warn, on one rank of all."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        warnings.warn(text, UserWarning, stacklevel=4)
