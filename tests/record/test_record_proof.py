@@ -92,6 +92,20 @@ def test_a_dtype_without_digests_is_told_and_is_no_difference(
     assert found["expected"] == "digests in that dtype; there are some in float32"
 
 
+def test_a_record_without_digests_proves_nothing_and_still_tells_what_is_missing(
+    recorded: Path, unshard: Unshard
+) -> None:
+    state = load_file(recorded / "model.safetensors")
+    bare = {name: dataclasses.replace(told, digests={}) for name, told in tensors_of(state).items()}
+    (recorded / NAME).write_bytes(record_to_bytes(record_of(bare)))
+    said = unshard("verify", recorded, "--no-forward", "--json")
+    assert (said.code, record_level(said)["verdict"]) == (0, "not checked")
+    absent = tensors_of({"absent": torch.zeros(2)})
+    (recorded / NAME).write_bytes(record_to_bytes(record_of({**bare, **absent})))
+    said = unshard("verify", recorded, "--no-forward", "--json")
+    assert (said.code, record_level(said)["verdict"]) == (3, "differs")
+
+
 def test_a_damaged_record_is_told_by_verify_and_check(recorded: Path, unshard: Unshard) -> None:
     content = (recorded / NAME).read_bytes()
     (recorded / NAME).write_bytes(content[: len(content) // 2])
