@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS = 600.0
 _LOOK_SECONDS = 0.25
+_PLACE_IN_SOURCE = re.compile(r"^\[[^\]]*\] ")  # what gloo's errors begin with
 
 # For every group of a training, by seconds: our own group of the same ranks.
 _GROUPS: WeakKeyDictionary[dist.ProcessGroup, dict[float, dist.ProcessGroup]] = WeakKeyDictionary()
@@ -162,7 +164,7 @@ class JoinedRanks:
         if failures and not isinstance(failures[0], RuntimeError):
             raise failures[0]
         if failures:
-            saw = str(failures[0]).splitlines()[0][:200]
+            saw = _PLACE_IN_SOURCE.sub("", str(failures[0]).partition("\n")[0])[:200]
             self._require_none(self._bulletin.judge(self._calls, phase, saw))
 
     def _require_none(self, verdict: RankError | None) -> None:
