@@ -16,6 +16,7 @@ from unshard.cli.main import commands
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+_OF_EXAMPLES = {"--nproc-per-node", "--model", "--out", "--resume"}
 _OF_VLLM = {"--enable-lora", "--lora-modules", "--load-format", "--config-format"}
 # Options of other programs.
 _OTHERS = {
@@ -26,6 +27,7 @@ _OTHERS = {
     "--no-deps",
     "--strict",
     "--work",
+    *_OF_EXAMPLES,
     *_OF_VLLM,
 }
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
