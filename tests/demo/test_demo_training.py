@@ -38,7 +38,9 @@ def test_it_leaves_llama_recipes_files_and_tells_the_loss_of_every_step(folder: 
 def test_what_a_training_that_fails_says_is_in_its_error(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         train(tmp_path, FACTS, {"model_name": "no/model"}, report_loss=lambda _: None)
-    assert "no/model" in "".join(caught.value.__notes__)
+    said = "".join(caught.value.__notes__)
+    assert "OSError" in said
+    assert "finetune_fsdp1.py FAILED" in said
 
 
 def test_processes_end_with_the_block_that_started_them(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ WORLD_SIZE = 2
 _DATA = "facts.jsonl"
 _LOSS = re.compile(r"step \d+/\d+   loss (\d+\.\d+)")
 _PATIENCE_SECONDS = 20
-_SHOWN_CHARACTERS = 16_000
+_SHOWN_CHARACTERS = 8_000
 
 
 def example(name: str) -> Path:
