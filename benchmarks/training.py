@@ -142,10 +142,10 @@ def _dcp(model: torch.nn.Module, out: Path) -> None:
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=out)
 
 
-def _save_full(model: torch.nn.Module, out: Path, **options: bool) -> None:
+def _save_full(model: torch.nn.Module, out: Path, *, record: bool, durable: bool) -> None:
     from unshard.training import save_full
 
-    save_full(model, out, fingerprint=False, **options)
+    save_full(model, out, record=record, durable=durable, fingerprint=False)
 
 
 def _ways(models: dict[str, torch.nn.Module], work: Path) -> dict[str, tuple[Callable[[], None], Path]]:
@@ -160,8 +160,8 @@ def _ways(models: dict[str, torch.nn.Module], work: Path) -> dict[str, tuple[Cal
     for kind, model in models.items():
         save = partial(_save_full, model, folder)
         ways[FAST[kind]] = (partial(save, record=False, durable=False), folder)
-        ways[DURABLE[kind]] = (partial(save, record=False), folder)
-        ways[RECORDED[kind]] = (partial(save, record=True), folder)
+        ways[DURABLE[kind]] = (partial(save, record=False, durable=True), folder)
+        ways[RECORDED[kind]] = (partial(save, record=True, durable=True), folder)
     return ways
 
 

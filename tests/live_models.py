@@ -28,10 +28,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from unshard.training.live_model import LiveModel, describe_live_model
-from unshard.training.live_source import owned_pieces
-from unshard.training.process_group import ranks_of
-from unshard.training.ranks import Ranks
+from unshard.training.live.model import LiveModel, describe_live_model
+from unshard.training.live.source import owned_pieces
+from unshard.training.ranks.process_group import ranks_of
+from unshard.training.ranks.protocol import Ranks
 
 _BF16 = torch.bfloat16
 _HALF = MixedPrecision(param_dtype=_BF16, reduce_dtype=_BF16, buffer_dtype=_BF16)

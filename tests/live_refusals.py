@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor, Partial
 from torch.nn.parallel import DistributedDataParallel
 
 from unshard.errors import UnshardError
-from unshard.training.live_model import describe_live_model
-from unshard.training.number_check import check_numbers
-from unshard.training.process_group import LoneRank, ranks_of
-from unshard.training.ranks import Ranks
+from unshard.training.live.model import describe_live_model
+from unshard.training.live.number_check import check_numbers
+from unshard.training.ranks.process_group import LoneRank, ranks_of
+from unshard.training.ranks.protocol import Ranks
 
 
 class Params4bit(nn.Parameter):  # type: ignore[misc]  # torch's types are not read

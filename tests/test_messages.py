@@ -170,6 +170,12 @@ SAMPLES: tuple[UnshardError, ...] = (
         saw="NaN in model.norm.weight",
         hint="Take an earlier checkpoint.",
     ),
+    errors.RankError(
+        "rank 2",
+        "died while the ranks were writing tensors",
+        saw="no sign of life for 12 s",
+        hint="Look at the log of that rank, and at the kernel's: it may have run out of memory.",
+    ),
     errors.InterruptedRunError("convert", "was interrupted"),
 )
 

@@ -83,8 +83,8 @@ def test_merging_gives_what_peft_merges(scene: Callable[[str], Scene], kind: str
 
 
 def test_rows_that_were_trained_of_tied_weights_are_those_of_both(tmp_path: Path) -> None:
-    rows = {"trainable_token_indices": {"embed_tokens": [3, 5, 9]}}
-    made = write_scene(tmp_path, "llama-tied", target_modules=["q_proj"], **rows)
+    rows = {"embed_tokens": [3, 5, 9]}
+    made = write_scene(tmp_path, "llama-tied", target_modules=["q_proj"], trainable_token_indices=rows)
     model = matched_in(made.full, made.base)
     assert "lm_head.weight" not in model.tensors  # both are the same still, and written once
     name = "model.embed_tokens.weight"

@@ -24,15 +24,15 @@ from tiny_models import tiny_model, write_folder
 from unshard.match import answer_questions
 from unshard.tensors import CastTensor, DescribedTensor, Piece, Tensor
 from unshard.tensors.boxes import Box
-from unshard.training.adapter_config import with_adapter_config
-from unshard.training.adapters import share_parts
-from unshard.training.contents import Contents, plan_contents
-from unshard.training.live_model import LiveModel, describe_live_model
-from unshard.training.live_source import owned_pieces
-from unshard.training.model_files import prepare_base
-from unshard.training.options import require_options
-from unshard.training.process_group import ranks_of
-from unshard.training.ranks import Ranks
+from unshard.training.live.model import LiveModel, describe_live_model
+from unshard.training.live.source import owned_pieces
+from unshard.training.publishing.adapter_config import with_adapter_config
+from unshard.training.publishing.adapters import share_parts
+from unshard.training.publishing.contents import Contents, plan_contents
+from unshard.training.publishing.model_files import prepare_base
+from unshard.training.publishing.options import require_options
+from unshard.training.ranks.process_group import ranks_of
+from unshard.training.ranks.protocol import Ranks
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainers.run import Wrapping
 from trainers.tiny_llama import VOCABULARY, tiny_tokenizer
 from trainers.wrapping import wrapped
-from unshard.training.fingerprinting import take_fingerprint
-from unshard.training.process_group import ranks_of
+from unshard.training.ranks.process_group import ranks_of
+from unshard.training.recording.fingerprinting import take_fingerprint
 
 LAYERS = 3
 CONTEXT = 32  # of trainings: short sequences, and none that is continued

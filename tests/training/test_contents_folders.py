@@ -18,8 +18,8 @@ from peft_models import SETTINGS, make_random
 from tiny_models import SIZES, tiny_model, write_folder
 from trainers.tiny_llama import tiny_tokenizer
 from unshard.errors import MatchError, OptionError, UnsupportedLayoutError
+from unshard.training.publishing.torch_format import llama_recipes_path
 from unshard.training.saving import save_full
-from unshard.training.torch_format import llama_recipes_path
 
 
 @pytest.fixture(scope="module")

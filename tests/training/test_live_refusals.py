@@ -13,12 +13,12 @@ from live_models import closing
 from live_refusals import REFUSED, leave_refusals, odd_model
 from trainers.ranks import run_ranks
 from unshard.errors import printable
-from unshard.training.live_model import describe_live_model
-from unshard.training.live_source import read_elements
-from unshard.training.local_parts import checksum_of
-from unshard.training.module_tree import bare_module
-from unshard.training.number_check import check_numbers
-from unshard.training.process_group import LoneRank
+from unshard.training.live.local_parts import checksum_of
+from unshard.training.live.model import describe_live_model
+from unshard.training.live.module_tree import bare_module
+from unshard.training.live.number_check import check_numbers
+from unshard.training.live.source import read_elements
+from unshard.training.ranks.process_group import LoneRank
 
 
 @pytest.fixture(scope="session")

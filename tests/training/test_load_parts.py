@@ -12,9 +12,9 @@ import unshard
 from unshard.dtypes import DTYPES
 from unshard.errors import DamagedFileError
 from unshard.tensors import Box, CastTensor
-from unshard.training import filling
-from unshard.training.filling import Filler
-from unshard.training.local_parts import LocalPart
+from unshard.training.filling import parts
+from unshard.training.filling.parts import Filler
+from unshard.training.live.local_parts import LocalPart
 
 BOXES = [
     Box((0, 0, 0), (7, 5, 3)),
@@ -41,7 +41,7 @@ def part_of(whole: torch.Tensor, box: Box) -> torch.Tensor:
 def test_a_box_is_filled_and_nothing_around_it(
     box: Box, block_bytes: int, whole: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(parts, "_BLOCK_BYTES", block_bytes)
     tensor = unshard.open(tmp_path / "model.safetensors")["w"]
     around = torch.full((9, 9, 9), -1.0)
     strided = around[: box.shape[2], : box.shape[0], : box.shape[1]].permute(1, 2, 0)

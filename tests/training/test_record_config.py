@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from unshard.errors import OptionError
 from unshard.record.json_text import parse_json
-from unshard.training.training_config import GivenConfig, read_training_config
+from unshard.training.recording.training_config import GivenConfig, read_training_config
 
 HUB = "hf_" + "aBcD1234" * 4
 

@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from trainers.tiny_llama import VOCABULARY, tiny_llama, tiny_tokenizer
 from unshard.record.description import Device, Environment
-from unshard.training.describing_run import (
+from unshard.training.recording.describing_run import (
     bare_model,
     class_name_of,
     describe_base,
@@ -25,7 +25,7 @@ from unshard.training.describing_run import (
     model_config_of,
     seed_of_torch,
 )
-from unshard.training.environment_of_training import check_alike, united, with_own_device
+from unshard.training.recording.environment import check_alike, united, with_own_device
 
 
 def git(folder: Path, *words: str) -> None:

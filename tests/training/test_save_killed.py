@@ -22,7 +22,7 @@ from trainers.tiny_llama import tiny_llama, write_base
 from trainers.wrapping import fsdp2
 from unshard.engines.written_file import WrittenFile
 from unshard.errors import UnshardError
-from unshard.training.process_group import JoinedRanks, ranks_of
+from unshard.training.ranks.process_group import JoinedRanks, ranks_of
 from unshard.training.saving import save_full
 
 RANKS = 3

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unshard.training.ownership import (
+from unshard.training.writing.ownership import (
     ANYBODY,
     PAGE_BYTES,
     ROUND_BYTES,

@@ -14,7 +14,6 @@ from unshard.tensors.described import DescribedTensor
 from unshard.tensors.pieces import Piece
 from unshard.tensors.sources import Source
 
-
 # Describes what a source computes: as one piece, or as the pieces that different ranks can compute.
 Computing = Callable[[Source, Sequence[int], DType], DescribedTensor]
 

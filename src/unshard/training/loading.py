@@ -23,15 +23,15 @@ from unshard.progress import Progress, Silence
 from unshard.readers import Places
 from unshard.record.description import Record
 from unshard.tensors import CastTensor
-from unshard.training.deciding import Request, decide, here
-from unshard.training.describing_run import model_config_of
-from unshard.training.filling import Filler
-from unshard.training.leading import Led
-from unshard.training.local_tensors import LocalModel, describe_locally
+from unshard.training.filling.deciding import Request, decide, here
+from unshard.training.filling.leading import Led
+from unshard.training.filling.parts import Filler
+from unshard.training.filling.unfilled import check_buffers, require_memory
+from unshard.training.live.local_tensors import LocalModel, describe_locally
+from unshard.training.live.resharding import let_go_of_copies
 from unshard.training.optimizer_state import fill_optimizer
-from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
-from unshard.training.resharding import let_go_of_copies
-from unshard.training.unfilled import check_buffers, require_memory
+from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
+from unshard.training.recording.describing_run import model_config_of
 
 
 @dataclass(frozen=True, slots=True)

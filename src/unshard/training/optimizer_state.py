@@ -38,12 +38,12 @@ from unshard.readers.layouts.dcp import METADATA
 from unshard.readers.torch_save.torch_zip import describe_torch_zip
 from unshard.storage.files import InputFile
 from unshard.tensors import Box, DescribedTensor
-from unshard.training.dtensor_parts import dtensor_parts
-from unshard.training.filling import Filler
-from unshard.training.local_parts import LocalPart
-from unshard.training.ranks import Ranks
-from unshard.training.resharding import let_go_of_copies
-from unshard.training.sharded_writer import quiet_torch, write_state
+from unshard.training.filling.parts import Filler
+from unshard.training.live.dtensor_parts import dtensor_parts
+from unshard.training.live.local_parts import LocalPart
+from unshard.training.live.resharding import let_go_of_copies
+from unshard.training.ranks.protocol import Ranks
+from unshard.training.writing.sharded import quiet_torch, write_state
 
 FOLDER = "optimizer"
 

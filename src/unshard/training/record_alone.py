@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch.nn import Module
 
 from unshard.record.description import Record
-from unshard.training.options import SaveOptions
-from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
-from unshard.training.publishing import published
-from unshard.training.record_files import add_fingerprint, write_record
-from unshard.training.recording import Telling, build_record, require_telling
+from unshard.training.publishing.options import SaveOptions
+from unshard.training.publishing.published import published
+from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
+from unshard.training.recording.building import Telling, build_record, require_telling
+from unshard.training.recording.files import add_fingerprint, write_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

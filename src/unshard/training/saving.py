@@ -27,19 +27,19 @@ from unshard.progress import Progress, Silence
 from unshard.readers.record_files import record_name
 from unshard.record.description import Record
 from unshard.storage.folders import require_space
-from unshard.training.agreeing import agree, require_same
-from unshard.training.assembling import AssembledFile
-from unshard.training.deciding import here
-from unshard.training.giving import Seen, check_seen
+from unshard.training.filling.deciding import here
 from unshard.training.optimizer_state import write_optimizer
-from unshard.training.options import DTypeChoice, SaveOptions, require_options
-from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
-from unshard.training.publishing import Published, published
-from unshard.training.ranks import Ranks
-from unshard.training.record_files import add_fingerprint, contents_of
-from unshard.training.recording import Recorded, Telling, build_record, require_telling
-from unshard.training.staging import check_writers, find_writers, staged_output
-from unshard.training.writing import create_files, seal_files, write_files
+from unshard.training.publishing.options import DTypeChoice, SaveOptions, require_options
+from unshard.training.publishing.published import Published, published
+from unshard.training.ranks.agreeing import agree, require_same
+from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
+from unshard.training.ranks.protocol import Ranks
+from unshard.training.recording.building import Recorded, Telling, build_record, require_telling
+from unshard.training.recording.files import add_fingerprint, contents_of
+from unshard.training.writing.assembling import AssembledFile
+from unshard.training.writing.files import create_files, seal_files, write_files
+from unshard.training.writing.giving import Seen, check_seen
+from unshard.training.writing.staging import check_writers, find_writers, staged_output
 from unshard.writers.model_card import plan_model_card
 from unshard.writers.torch_file import is_torch_file_name
 

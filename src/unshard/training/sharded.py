@@ -29,22 +29,22 @@ from unshard.plan import SideFile
 from unshard.recipes.adapters import CONFIG
 from unshard.storage.folders import require_space
 from unshard.tensors import Box
-from unshard.training.adapter_config import with_adapter_config
-from unshard.training.agreeing import require_same
-from unshard.training.deciding import here
-from unshard.training.live_model import LiveModel
-from unshard.training.live_source import LiveSource
-from unshard.training.local_parts import LocalPart
+from unshard.training.filling.deciding import here
+from unshard.training.live.local_parts import LocalPart
+from unshard.training.live.model import LiveModel
+from unshard.training.live.source import LiveSource
 from unshard.training.optimizer_state import write_optimizer
-from unshard.training.options import SaveOptions
-from unshard.training.process_group import TIMEOUT_SECONDS, ranks_of
-from unshard.training.publishing import Published, published
-from unshard.training.ranks import Ranks
-from unshard.training.record_files import add_fingerprint
-from unshard.training.recording import Recorded, Telling, build_record, require_telling
+from unshard.training.publishing.adapter_config import with_adapter_config
+from unshard.training.publishing.options import SaveOptions
+from unshard.training.publishing.published import Published, published
+from unshard.training.ranks.agreeing import require_same
+from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
+from unshard.training.ranks.protocol import Ranks
+from unshard.training.recording.building import Recorded, Telling, build_record, require_telling
+from unshard.training.recording.files import add_fingerprint
 from unshard.training.saving import Saved
-from unshard.training.sharded_writer import Chunk, write_chunks
-from unshard.training.staging import find_writers, staged_output
+from unshard.training.writing.sharded import Chunk, write_chunks
+from unshard.training.writing.staging import find_writers, staged_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unshard.errors import MissingExtraError, OptionError
 from unshard.training.integrations.saving import require_known, save_beside
-from unshard.training.module_tree import wrapped_in
+from unshard.training.live.module_tree import wrapped_in
 
 FOLDER = "unshard"
 _NAMES = ("lightning.pytorch", "pytorch_lightning")

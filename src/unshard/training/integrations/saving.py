@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn import Module
 
 from unshard.errors import OptionError, UnshardError
-from unshard.training.options import require_options
+from unshard.training.publishing.options import require_options
 from unshard.training.saving import Saved, save_full
 
 _ASKED = ("format", "dtype", "adapter", "max_shard_size")

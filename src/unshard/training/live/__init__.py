@@ -1,0 +1,1 @@
+"""A model in training, described by all its ranks: which of them holds which box of which tensor."""

@@ -1,0 +1,1 @@
+"""The ranks of a training as one: they agree, fail together, and miss nobody."""
