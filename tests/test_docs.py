@@ -25,6 +25,7 @@ _OTHERS = {
     "--enable_fsdp",
     "--path--model",
     "--no-deps",
+    "--upgrade",
     "--strict",
     "--work",
     *_OF_EXAMPLES,

@@ -16,8 +16,8 @@ from unshard.readers import Places, as_paths, open_checkpoint
 from unshard.record.description import RECORD_NAME, Record
 from unshard.record.reading import read_record
 from unshard.training.filling.adapted import lead_to_any
-from unshard.training.filling.base import base_of_live
 from unshard.training.filling.leading import Led
+from unshard.training.filling.module_as_base import base_of_live
 from unshard.training.live.local_tensors import LocalModel
 from unshard.training.optimizer_state import SavedState, describe_optimizer
 from unshard.training.ranks.protocol import Ranks
