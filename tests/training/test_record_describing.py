@@ -16,9 +16,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from trainers.tiny_llama import VOCABULARY, tiny_llama, tiny_tokenizer
 from unshard.record.description import Device, Environment
+from unshard.training.live.module_tree import full_class_name, model_without_adapters
 from unshard.training.recording.describing_run import (
-    bare_model,
-    class_name_of,
     describe_base,
     describe_code,
     describe_tokenizer,
@@ -133,7 +132,7 @@ def test_wrappers_are_no_part_of_the_class_of_a_model() -> None:
     name = "transformers.models.llama.modeling_llama.LlamaForCausalLM"
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     for wrapped in (model, checkpoint_wrapper(model), adapted):
-        assert class_name_of(bare_model(wrapped)) == name
+        assert full_class_name(model_without_adapters(wrapped)) == name
         assert model_config_of(wrapped) is model.config
     assert model_config_of(torch.nn.Linear(2, 2)) is None
 

@@ -12,7 +12,7 @@ from torch import nn
 from unshard.record.description import Distribution, Precision
 from unshard.training.live.flat_shards import flat_units
 from unshard.training.live.local_tensors import fsdp2_groups, fsdp2_state
-from unshard.training.live.module_tree import bare_module, class_names
+from unshard.training.live.module_tree import bare_module, class_names, class_of
 from unshard.training.ranks.protocol import Ranks
 
 if TYPE_CHECKING:
@@ -44,14 +44,8 @@ def describe_distribution(model: nn.Module, ranks: Ranks) -> Distribution:
     )
 
 
-def class_name_of(module: nn.Module) -> str:
-    """Return the name of a module's class; FSDP2 makes a subclass of its own of it."""
-    names = [kind.__name__ for kind in type(module).__mro__]
-    return names[names.index("FSDPModule") + 1 if "FSDPModule" in names[1:] else 0]
-
-
 def _class_names(modules: Iterable[nn.Module]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(class_name_of(module) for module in modules))
+    return tuple(dict.fromkeys(class_of(module).__name__ for module in modules))
 
 
 def _kind(

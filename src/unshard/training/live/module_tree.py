@@ -58,6 +58,19 @@ def class_names(module: nn.Module) -> frozenset[str]:
     return frozenset(kind.__name__ for kind in type(module).__mro__)
 
 
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class; FSDP2 makes a subclass of its own of it, which is not meant."""
+    kinds = type(module).__mro__
+    names = [kind.__name__ for kind in kinds]
+    return kinds[names.index("FSDPModule") + 1 if "FSDPModule" in names[1:] else 0]
+
+
+def full_class_name(module: nn.Module) -> str:
+    """Return the full name of a module's class, as `class_of` has it."""
+    kind = class_of(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def wrapped_in(module: nn.Module) -> tuple[str, nn.Module] | None:
     """Return what a wrapper wraps, with the name under which it keeps it; None for a part of the model."""
     kinds = class_names(module)
@@ -72,6 +85,14 @@ def bare_module(model: nn.Module) -> nn.Module:
     while (found := wrapped_in(model)) is not None:
         model = found[1]
     return model
+
+
+def model_without_adapters(model: nn.Module) -> nn.Module:
+    """Return the model without wrappers of training, and without PEFT's around it."""
+    bare = bare_module(model)
+    is_adapted = hasattr(bare, "peft_config") and hasattr(bare, "get_base_model")
+    inner: nn.Module = bare.get_base_model() if is_adapted else bare
+    return inner
 
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

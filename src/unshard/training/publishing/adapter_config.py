@@ -24,7 +24,7 @@ from unshard.match.adapter_settings import settings_from_config
 from unshard.recipes.adapters import CONFIG, holds_adapter, parse_adapter_name, without_prefix
 from unshard.tensors import DescribedTensor
 from unshard.training.live.model import LiveModel
-from unshard.training.recording.describing_run import bare_model, class_name_of
+from unshard.training.live.module_tree import full_class_name, model_without_adapters
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -135,14 +135,14 @@ def _names(active: object) -> list[str]:
 
 def _written(config: PeftConfig, model: Module, folder: Path) -> Path:
     """Write the configuration of an adapter as PEFT does, and return where it lies."""
-    bare = bare_model(model)
+    bare = model_without_adapters(model)
     ours: Any = copy.copy(config)
     ours.inference_mode = True
     if ours.base_model_name_or_path is None:
         ours.base_model_name_or_path = bare.__dict__.get("name_or_path") or None
     mapping = None
     if ours.task_type is None:
-        library, _, name = class_name_of(bare).rpartition(".")
+        library, _, name = full_class_name(bare).rpartition(".")
         mapping = {"base_model_class": name, "parent_library": library}
     ours.save_pretrained(str(folder), auto_mapping_dict=mapping)
     return folder / CONFIG

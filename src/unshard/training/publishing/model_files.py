@@ -26,13 +26,13 @@ from unshard.errors import BaseModelError, OptionError
 from unshard.findings import Finding, finding
 from unshard.recipes.adapters import parse_adapter_name, plain_name, without_prefix
 from unshard.training.live.model import LiveModel
+from unshard.training.live.module_tree import full_class_name, model_without_adapters
 from unshard.training.publishing.configuration_files import (
     ConfigurationFile,
     configuration_file,
     generation_file,
     given_configuration,
 )
-from unshard.training.recording.describing_run import bare_model, class_name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -118,7 +118,7 @@ def prepare_base(
         BaseModelError: The base that was named leads nowhere, or is damaged.
         OptionError: The tokenizer or the configuration is none.
     """
-    bare = bare_model(model)
+    bare = model_without_adapters(model)
     config = getattr(bare, "config", None) if model_config is None else model_config
     folder = _folder_of(base, config)
     made = _configuration(bare, config, folder)
@@ -126,7 +126,7 @@ def prepare_base(
         return None
     files, told = _files(bare, made, folder, tokenizer)
     prepared = Prepared(
-        reference=str(base or getattr(config, "name_or_path", None) or class_name_of(bare)),
+        reference=str(base or getattr(config, "name_or_path", None) or full_class_name(bare)),
         origin="base" if base is not None else "the configuration of the model",
         config_bytes=made.content,
         expected=None,
@@ -154,7 +154,7 @@ def _folder_of(base: str | Path | None, config: object) -> Path | None:
 
 def _configuration(bare: Module, config: object, folder: Path | None) -> ConfigurationFile | None:
     """Return config.json, or None where there is nothing to make it of."""
-    architecture = class_name_of(bare).rpartition(".")[2]
+    architecture = full_class_name(bare).rpartition(".")[2]
     if isinstance(config, Mapping | str | Path):
         return given_configuration(config, architecture)
     if hasattr(config, "to_json_string"):
@@ -226,7 +226,7 @@ def _saved_tokenizer(tokenizer: object, folder: Path) -> dict[str, Path]:
 def _with_expectation(prepared: Prepared, bare: Module, live: LiveModel, folder: Path | None) -> Prepared:
     """Return what is prepared with what the model's class needs, where the model is what its class is."""
     config: dict[str, object] = json.loads(prepared.config_bytes)
-    if not class_name_of(bare).startswith("transformers."):
+    if not full_class_name(bare).startswith("transformers."):
         return prepared
     registered = registered_from_class(config)
     expected = None if registered is None else expected_from_class(config)
@@ -235,7 +235,7 @@ def _with_expectation(prepared: Prepared, bare: Module, live: LiveModel, folder:
     if unlike := _unlike(registered, expected.ties, live):
         told = finding(
             "U152",
-            subject=class_name_of(bare).rpartition(".")[2],
+            subject=full_class_name(bare).rpartition(".")[2],
             saw=f"`{unlike[0]}`" + (f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""),
             expected=f"the {len(registered)} parameters of the class",
             remedy="They are saved as they are. Load the folder with the code that built the model.",

@@ -25,7 +25,13 @@ from unshard.record.description import BaseOfTraining, Code, ModelOfTraining, To
 from unshard.record.secrets import without_secrets, without_secrets_in_text, without_secrets_in_words
 from unshard.tensors import element_count
 from unshard.training.live.model import LiveModel
-from unshard.training.live.module_tree import bare_module, joined, modules_of
+from unshard.training.live.module_tree import (
+    bare_module,
+    full_class_name,
+    joined,
+    model_without_adapters,
+    modules_of,
+)
 from unshard.training.recording.training_config import plain_values
 
 if TYPE_CHECKING:
@@ -73,16 +79,9 @@ def seed_of_torch() -> int | None:
     return None if seed == _NO_SEED else seed
 
 
-def bare_model(model: Module) -> Module:
-    """Return the model without wrappers of training, and without PEFT's around it."""
-    bare = bare_module(model)
-    is_adapted = hasattr(bare, "peft_config") and hasattr(bare, "get_base_model")
-    return bare.get_base_model() if is_adapted else bare
-
-
 def model_config_of(model: Module) -> PreTrainedConfig | None:
     """Return the configuration of the model, of transformers' kind, or None where it has none."""
-    config = getattr(bare_model(model), "config", None)
+    config = getattr(model_without_adapters(model), "config", None)
     return config if hasattr(config, "to_json_string") else None
 
 
@@ -102,7 +101,7 @@ def describe_model(
     sizes = {name: element_count(t) for name, t in tensors.items() if name not in live.buffers}
     frozen = set(_frozen_names(model))
     return ModelOfTraining(
-        class_name=class_name_of(bare_model(model)),
+        class_name=full_class_name(model_without_adapters(model)),
         config=config_as_data(own if config is None else config),
         attention=getattr(own, "_attn_implementation", None),
         parameters=sum(sizes.values()),
@@ -110,14 +109,6 @@ def describe_model(
         ties=dict(live.ties),
         adapter=_adapters_of(model),
     )
-
-
-def class_name_of(model: Module) -> str:
-    """Return the full name of a model's class; FSDP2 makes a subclass of its own of it."""
-    kind = type(model)
-    if kind.__name__.startswith("FSDP") and kind.__mro__[1].__name__ == "FSDPModule":
-        kind = kind.__mro__[2]
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def config_as_data(

@@ -41,10 +41,10 @@ from unshard.inference.fingerprint import (
 )
 from unshard.inference.fingerprint_sequences import FingerprintSequence, fingerprint_sequences
 from unshard.record.description import Fingerprint, SequencePrint
-from unshard.training.live.module_tree import bare_module, class_names, wrapped_in
+from unshard.training.live.module_tree import bare_module, class_names, model_without_adapters, wrapped_in
 from unshard.training.live.resharding import let_go_of_copies
 from unshard.training.ranks.protocol import Ranks
-from unshard.training.recording.describing_run import bare_model, model_config_of
+from unshard.training.recording.describing_run import model_config_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -160,7 +160,7 @@ def _require_fit(model: Module, config: PreTrainedConfig | None) -> None:
     kind = type(bare_module(model)).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise InferenceError(kind, "is an encoder with a decoder, and needs two sequences")
-    taken = signature(bare_model(model).forward).parameters  # PEFT's own takes anything
+    taken = signature(model_without_adapters(model).forward).parameters  # PEFT's own takes anything
     needed = [
         p
         for p in taken.values()
