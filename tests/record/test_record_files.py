@@ -122,6 +122,10 @@ def boxes(*found: dict[str, object]) -> Callable[[Any], None]:
     return lambda value: value["tensors"]["weight"]["digests"].update(float32=list(found))
 
 
+def first_print(value: Any) -> Any:
+    return value["fingerprint"]["sequences"][0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -148,6 +152,21 @@ def boxes(*found: dict[str, object]) -> Callable[[Any], None]:
         (lambda value: value.update(tensors=[]), "`tensors` is a list of 0 values, not an object"),
         (lambda value: value["training"].update(files=["../../.bashrc"]), "no name that a training config"),
         (lambda value: value["training"].update(files=["unshard.training_config.sh"]), "no name that a"),
+        (
+            lambda value: first_print(value).update(tokens=[], losses=[], argmax=[], gaps=[]),
+            "too few numbers",
+        ),
+        (lambda value: first_print(value).update(top_logits=[]), "too few numbers, or too many"),
+        (lambda value: first_print(value).update(top_ids=[-30000]), "tokens that are none of 515"),
+        (lambda value: first_print(value).update(tokens=[1, 515]), "tokens that are none of 515"),
+        (lambda value: first_print(value).update(top_logits=[1e308]), "numbers that no model gives"),
+        (lambda value: first_print(value).update(text="\ud800"), "a text that is too long, or none"),
+        (lambda value: value["fingerprint"].update(sequences=[]), "0 sequences"),
+        (lambda value: value["fingerprint"]["sequences"].append(first_print(value)), "two of one name"),
+        (lambda value: value["fingerprint"].update(vocabulary=1), "that no model has"),
+        (lambda value: value["fingerprint"].update(layers=-100000), "that no model has"),
+        (lambda value: value["fingerprint"].update(greedy_tokens=10**9), "that no model has"),
+        (lambda value: value["fingerprint"].update(computed="float7"), "'float7', which is unknown"),
         (lambda value: value.update(record=0), "which version"),
         (lambda value: value.update(record=None), "which version"),
     ],

@@ -109,10 +109,18 @@ def test_secrets_are_left_out_at_any_depth_and_the_rest_stays() -> None:
         "xoxb-" + "1234567890",
         "eyJ" + "hbGciOiJ" + ".eyJ" + "zdWIiOiIx" + "." + "c2lnbmF0dXJl",
         "-----BEGIN RSA " + "PRIVATE KEY-----",
+        "Bearer " + "a1b2" * 6,
+        "HF_TOKEN=" + "a1b2" * 6,
+        "npm_" + "a1" * 12,
     ],
 )
 def test_secrets_are_known_by_their_looks(secret: str) -> None:
     assert without_secrets_in_text(f"a {secret} b") == "a *** b"
+
+
+def test_users_of_addresses_are_left_out() -> None:
+    for user in ("user:word", "a1b2c3d4"):
+        assert without_secrets_in_text(f"https://{user}@host/y") == "https://***@host/y"
 
 
 def test_text_that_only_resembles_secrets_stays() -> None:

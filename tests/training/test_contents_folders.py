@@ -201,6 +201,9 @@ def test_integers_and_buffers_keep_their_dtype(tmp_path: Path, dtype: Any) -> No
         {"dtype": 16},
         {"dtype": {"(": "bfloat16"}},
         {"dtype": {3: "bfloat16"}},
+        {"dtype": {"no_such_name": "bfloat16"}},
+        {"prompts": "one text, not a sequence of them"},
+        {"serve_dtypes": "bfloat16"},
         {"dtype": {"lm_head": "keep"}},
         {"max_shard_size": "much"},
         {"max_shard_size": 0},
@@ -217,6 +220,31 @@ def test_options_that_mean_nothing_are_refused_before_anything_is_written(
     with pytest.raises(OptionError):
         save(tiny_model("llama"), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "recorded"),
+    [
+        ({}, None),
+        ({"config": {"lr": 1.0, "seed": 17}}, 17),
+        ({"config": {"train": {"seed": 19}}}, 19),
+        ({"config": {"seed": 17}, "seed": 23}, 23),
+    ],
+)
+def test_a_seed_is_recorded_where_somebody_gave_it(
+    tmp_path: Path, told: dict[str, Any], recorded: int | None
+) -> None:
+    saved = save(tiny_model("llama"), tmp_path / "out", record=True, fingerprint=False, **told)
+    assert saved.record is not None
+    assert saved.record.seed == recorded
+
+
+def test_what_the_model_was_trained_on_is_told_without_passwords(tmp_path: Path) -> None:
+    data = "https://me:word@host/set"
+    saved = save(tiny_model("llama"), tmp_path / "out", record=True, fingerprint=False, data=data)
+    assert saved.record is not None
+    assert saved.record.data == "https://***@host/set"
+    assert "me:word" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_file_of_torch_needs_its_format(tmp_path: Path) -> None:

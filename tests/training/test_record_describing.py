@@ -22,7 +22,6 @@ from unshard.training.recording.describing_run import (
     describe_code,
     describe_tokenizer,
     model_config_of,
-    seed_of_torch,
 )
 from unshard.training.recording.environment import check_alike, united, with_own_device
 
@@ -135,17 +134,6 @@ def test_wrappers_are_no_part_of_the_class_of_a_model() -> None:
         assert full_class_name(model_without_adapters(wrapped)) == name
         assert model_config_of(wrapped) is model.config
     assert model_config_of(torch.nn.Linear(2, 2)) is None
-
-
-def test_the_seed_is_that_which_torch_was_given() -> None:
-    before = torch.get_rng_state()
-    try:
-        torch.manual_seed(17)
-        assert seed_of_torch() == 17
-        torch.manual_seed(67280421310721)  # what torch begins with
-        assert seed_of_torch() is None
-    finally:
-        torch.set_rng_state(before)
 
 
 H100 = Device("NVIDIA H100", "9.0", 80 << 30, 1)

@@ -84,7 +84,8 @@ def _experts(folder: ModelFolder, config: Config) -> str | None:
 
 def _new_dtype(folder: ModelFolder, config: Config) -> str | None:
     said = config.get("dtype")
-    return None if said is None or "torch_dtype" in config else f"dtype {str(said)[:20]}, and no torch_dtype"
+    is_told = said in (None, "float32") or "torch_dtype" in config  # float32 is what these assume
+    return None if is_told else f"dtype {str(said)[:20]}, and no torch_dtype"
 
 
 def _no_safetensors(folder: ModelFolder, config: Config) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from unshard.dtypes import DTYPES
 from unshard.errors import DamagedFileError, PathNotFoundError, printable
 from unshard.record.decoding import decoder_of
-from unshard.record.description import VERSION, BoxDigest, Record, RecordTensor
+from unshard.record.description import VERSION, BoxDigest, Fingerprint, Record, RecordTensor, SequencePrint
 from unshard.record.json_text import parse_json
 from unshard.storage.files import InputFile
 from unshard.tensors import Box, check_coverage
@@ -21,6 +21,10 @@ from unshard.tensors import Box, check_coverage
 _LARGEST_BYTES = 256 << 20
 _MOST_DIMENSIONS = 64
 _MOST_ELEMENTS = 1 << 62
+_MOST_SEQUENCES, _MOST_TOKENS = 1000, 1 << 18
+_MOST_LAYERS, _MOST_GREEDY, _LARGEST_NUMBER = 100_000, 1024, 1e9
+_LONGEST_TEXT = 1 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONFIG_FILE = re.compile(r"unshard\.training_config(\.\d{1,4})?\.(json|yaml)")
 _HINT = "Fetch it again from where it came; without it, the model can still be converted and verified."
@@ -66,6 +70,8 @@ def parse_record(content: bytes, path: Path) -> Record:
         _require_config_files(record)
         for name, tensor in record.tensors.items():
             _require_sound(name, tensor)
+        if record.fingerprint is not None:
+            _require_computable(record.fingerprint)
     except ValueError as error:
         raise DamagedFileError(path, "is not a record", saw=printable(str(error)), hint=_HINT) from error
     return record
@@ -102,6 +108,38 @@ def _require_sound(name: str, tensor: RecordTensor) -> None:
         if any(not _SHA256.fullmatch(box.sha256) for box in boxes):
             raise ValueError(f"`{name[:200]}` has a digest that is not a SHA-256")
         _require_cover(f"{name[:200]} in {dtype[:40]}", shape, boxes)
+
+
+def _require_computable(told: Fingerprint) -> None:
+    """Raise unless a fingerprint is one that a model can be asked to give again, in bounded time."""
+    names = [sequence.name for sequence in told.sequences]
+    if not 0 < len(names) <= _MOST_SEQUENCES or len(set(names)) < len(names):
+        raise ValueError(f"its fingerprint has {len(names):,} sequences, or two of one name")
+    if sum(len(sequence.tokens) for sequence in told.sequences) > _MOST_TOKENS:
+        raise ValueError(f"its fingerprint has more than {_MOST_TOKENS:,} tokens")
+    layers = 1 if told.layers is None else told.layers
+    if not (1 <= layers <= _MOST_LAYERS and told.vocabulary > 1 and 0 <= told.greedy_tokens <= _MOST_GREEDY):
+        raise ValueError("its fingerprint has numbers of layers, tokens or logits that no model has")
+    if unknown := {told.weights, told.computed} - DTYPES.keys():
+        raise ValueError(f"its fingerprint has the dtype {min(unknown)[:40]!r}, which is unknown")
+    for sequence in told.sequences:
+        _require_sequence(sequence, told.vocabulary)
+
+
+def _require_sequence(told: SequencePrint, vocabulary: int) -> None:
+    count = len(told.tokens)
+    lengths = (len(told.losses) + 1, len(told.argmax), len(told.gaps))
+    tops = len(told.top_ids)
+    if count < 2 or set(lengths) != {count} or not 0 < tops == len(told.top_logits) <= vocabulary:
+        raise ValueError("its fingerprint has a sequence with too few numbers, or too many")
+    if any(not 0 <= each < vocabulary for each in (*told.tokens, *told.argmax, *told.top_ids)):
+        raise ValueError(f"its fingerprint has tokens that are none of {vocabulary:,}")
+    numbers = (*told.losses, *told.gaps, *told.top_logits)
+    # Those of a model whose weights are no numbers are no numbers either.
+    if any(math.isfinite(each) and abs(each) > _LARGEST_NUMBER for each in numbers):
+        raise ValueError("its fingerprint has numbers that no model gives")
+    if told.text is not None and (len(told.text) > _LONGEST_TEXT or _SURROGATE.search(told.text)):
+        raise ValueError("its fingerprint has a text that is too long, or none")
 
 
 def _require_cover(subject: str, shape: tuple[int, ...], boxes: tuple[BoxDigest, ...]) -> None:

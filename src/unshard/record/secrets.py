@@ -15,13 +15,15 @@ def _words(text: str) -> frozenset[str]:
 # Words in a name that make whatever stands there a secret.
 _SECRET = _words(
     "secret secrets password passwords passwd pwd passphrase credential credentials apikey apikeys "
-    "authorization bearer cookie cookies authtoken accesskey secretkey privatekey"
+    "authorization bearer cookie cookies auth authtoken accesskey secretkey privatekey "
+    "pw pat hftoken wandbkey"
 )
 # Last words that name a secret, unless a word before them says that it is of something else.
 _OF_SOMETHING: Mapping[str, frozenset[str]] = {
     "token": _words(
         "pad eos bos unk sep cls mask image video audio vision special stop end start begin first last next "
-        "boi eoi user assistant system think per new add added decoder response instruction tokens"
+        "boi eoi user assistant system think per new add added decoder response instruction tokens "
+        "max min num number total seen target extra"
     ),
     "key": _words(
         "text label labels image prompt prompts response input output sort group dataset column message "
@@ -29,7 +31,7 @@ _OF_SOMETHING: Mapping[str, frozenset[str]] = {
         "model module batch feature features target audio video instruction completion role content"
     ),
 }
-_PLURAL = {"keys": "key"}
+_PLURAL = {"keys": "key", "tokens": "token"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 # Source: the formats that the services document for what they issue, as secret scanners know them.
@@ -37,9 +39,12 @@ _LOOKS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{16,}|\bgh[oprsu]_[A-Za-z0-9]{20,}"
     r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abeprs]-[\w-]{10,}|\bAIza[\w-]{35}"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}|\bwandb_v\d_\w{20,}|\bnvapi-[\w-]{20,}"
+    r"|\bpypi-[\w-]{16,}|\bnpm_\w{20,}|\bya29\.[\w-]{16,}|\bSG\.[\w-]{16,}|\bsk_live_\w{16,}"
+    r"|(?<=hooks\.slack\.com/services/)\S+|(?i:\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"
+    r"|(?i:\b(?:hf|hub|api|access|auth|secret|wandb)_?(?:token|key)\s*[=:]\s*)[^\s'\",;]{6,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_USER_OF_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+_USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:sig|signature|token|access_token|api_?key|key|secret|password|x-amz-[a-z-]+)=)[^&\s'\"]+"
 )

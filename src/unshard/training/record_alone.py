@@ -13,7 +13,7 @@ from unshard.record.description import Record
 from unshard.training.publishing.options import SaveOptions
 from unshard.training.publishing.published import published
 from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
-from unshard.training.recording.building import Telling, build_record, require_telling
+from unshard.training.recording.building import Telling, build_record, require_telling, texts_of
 from unshard.training.recording.files import add_fingerprint, write_record
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def record(
         base: What training started from: a folder, or a name on the hub; by default what the model's
             configuration says it was loaded from.
         step: The step of training.
-        seed: The seed; by default that of torch, where it was given one.
+        seed: The seed; by default the one that the configuration names.
         data: What the model was trained on, in words.
         prompts: Texts for the fingerprint, beside the built-in ones.
         serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own: `base` for
@@ -70,7 +70,9 @@ def record(
     Raises:
         UnshardError: The record cannot be made or written; the same on every rank.
     """
-    telling = Telling(config, model_config, tokenizer, base, step, seed, data, tuple(serve_dtypes), digests)
+    texts_of("prompts", prompts)
+    served = texts_of("serve_dtypes", serve_dtypes)
+    telling = Telling(config, model_config, tokenizer, base, step, seed, data, served, digests)
     require_telling(telling)
     with ranks_of(group, timeout_seconds=timeout_seconds) as ranks:
         with published(model, telling, SaveOptions(), ranks) as found:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from unshard.training.publishing.published import Published, published
 from unshard.training.ranks.agreeing import agree, require_same
 from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
 from unshard.training.ranks.protocol import Ranks
-from unshard.training.recording.building import Recorded, Telling, build_record, require_telling
+from unshard.training.recording.building import Recorded, Telling, build_record, require_telling, texts_of
 from unshard.training.recording.files import add_fingerprint, contents_of
 from unshard.training.writing.assembling import AssembledFile
 from unshard.training.writing.files import create_files, seal_files, write_files
@@ -60,7 +60,7 @@ class Saved:
     """
 
     path: Path
-    record: Record | None
+    record: Record | None = field(repr=False)
     findings: tuple[Finding, ...]
     output_bytes: int
     seconds: float
@@ -134,7 +134,7 @@ def save_full(
         max_shard_size: The largest file of tensors, as "5GB", "512MiB" or a number of bytes.
         optimizer: An optimizer of the model, whose state is written beside it, as DCP, for resuming.
         step: The step of training.
-        seed: The seed; by default that of torch, where it was given one.
+        seed: The seed; by default the one that the configuration names.
         data: What the model was trained on, in words.
         prompts: Texts that the fingerprint is taken of beside the built-in ones; they stand in the record.
         serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own.
@@ -163,7 +163,8 @@ def save_full(
             options = require_options(
                 Path(path), format=format, dtype=dtype, adapter=adapter, max_shard_size=max_shard_size
             )
-            served = tuple(serve_dtypes)
+            texts_of("prompts", prompts)
+            served = texts_of("serve_dtypes", serve_dtypes)
             telling = Telling(config, model_config, tokenizer, base, step, seed, data, served)
             require_telling(telling)
             if optimizer is not None and is_torch_file_name(Path(path)):

@@ -40,7 +40,7 @@ from unshard.training.publishing.published import Published, published
 from unshard.training.ranks.agreeing import require_same
 from unshard.training.ranks.process_group import TIMEOUT_SECONDS, ranks_of
 from unshard.training.ranks.protocol import Ranks
-from unshard.training.recording.building import Recorded, Telling, build_record, require_telling
+from unshard.training.recording.building import Recorded, Telling, build_record, require_telling, texts_of
 from unshard.training.recording.files import add_fingerprint
 from unshard.training.saving import Saved
 from unshard.training.writing.sharded import Chunk, write_chunks
@@ -100,7 +100,7 @@ def save_sharded(
             configuration says it was loaded from.
         optimizer: An optimizer of the model, whose state is written beside it for resuming.
         step: The step of training.
-        seed: The seed; by default that of torch, where it was given one.
+        seed: The seed; by default the one that the configuration names.
         data: What the model was trained on, in words.
         prompts: Texts that the fingerprint is taken of beside the built-in ones; they stand in the record.
         serve_dtypes: Dtypes that the model will be served in and gets digests in, beside its own.
@@ -126,7 +126,8 @@ def save_sharded(
     with ranks_of(group, timeout_seconds=timeout_seconds) as ranks:
 
         def ask() -> _Asked:
-            served = tuple(serve_dtypes)
+            texts_of("prompts", prompts)
+            served = texts_of("serve_dtypes", serve_dtypes)
             telling = Telling(config, model_config, tokenizer, base, step, seed, data, served)
             require_telling(telling)
             return _Asked(Path(path), telling, optimizer, record, overwrite, durable)

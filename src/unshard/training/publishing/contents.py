@@ -15,6 +15,7 @@ from unshard.base import Base
 from unshard.checkpoint import Checkpoint
 from unshard.checks.inference_files import check_inference_files
 from unshard.dtypes import DType
+from unshard.errors import OptionError
 from unshard.findings import Finding
 from unshard.match import Answer, Answers, Choices, Model, Question, match_model, outline_of, questions_for
 from unshard.match.config_edits import dtype_edits
@@ -149,6 +150,7 @@ def _is_computed(tensor: Tensor) -> bool:
 
 def _typed(model: Model, base: Base | None, options: SaveOptions, buffers: Collection[str]) -> Model:
     """Return a model whose buffers are as they were, with the dtypes that patterns of names ask for."""
+    _require_matching(options, model)
     own = {name for name, sources in model.sources.items() if all(source in buffers for source in sources)}
     tensors = {
         name: _uncast(tensor) if name in own and options.dtype != "base" else _cast(name, tensor, options)
@@ -161,6 +163,22 @@ def _typed(model: Model, base: Base | None, options: SaveOptions, buffers: Colle
     old = {key for key in model.config_edits if key.rpartition(".")[2] in ("dtype", "torch_dtype")}
     kept = {key: value for key, value in model.config_edits.items() if key not in old}
     return replace(model, tensors=tensors, config_edits={**kept, **edits})
+
+
+def _require_matching(options: SaveOptions, model: Model) -> None:
+    """Raise where a pattern of names is found in none of them.
+
+    Raises:
+        OptionError: One is, so a dtype that was asked for would be given to nothing.
+    """
+    idle = [p.pattern for p, _ in options.dtypes if not any(p.search(name) for name in model.tensors)]
+    if idle:
+        raise OptionError(
+            "dtype",
+            "has a pattern that is found in no name of a tensor",
+            saw=repr(idle[0])[:60],
+            expected=f"a regular expression that is found in a name such as {next(iter(model.tensors), '')}",
+        )
 
 
 def _uncast(tensor: Tensor) -> Tensor:

@@ -233,10 +233,19 @@ def _own_group(whole: dist.ProcessGroup, timeout_seconds: float) -> dist.Process
     known = _GROUPS.setdefault(whole, {})
     if timeout_seconds not in known:
         members = dist.get_process_group_ranks(whole)
-        known[timeout_seconds] = dist.new_group(
-            members,
-            timeout=timedelta(seconds=timeout_seconds),
-            backend="gloo",
-            use_local_synchronization=True,
-        )
+        try:
+            known[timeout_seconds] = dist.new_group(
+                members,
+                timeout=timedelta(seconds=timeout_seconds),
+                backend="gloo",
+                use_local_synchronization=True,
+            )
+        except RuntimeError as error:  # which ranks are missing, only they could say
+            raise RankError(
+                "the ranks",
+                "did not all come to the call",
+                saw=str(error).splitlines()[0][:200],
+                expected=f"{len(members)} ranks within {timeout_seconds:g} s",
+                hint="Every rank must call it: look for a condition on the rank around the call.",
+            ) from error
     return known[timeout_seconds]

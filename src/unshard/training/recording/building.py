@@ -24,7 +24,8 @@ from unshard.errors import OptionError
 from unshard.findings import Finding
 from unshard.match.dtype_policy import dtype_of, require_policy
 from unshard.match.needs import needs_of
-from unshard.record.description import RECORD_NAME, Environment, Record
+from unshard.record.description import RECORD_NAME, Environment, Record, TrainingConfig
+from unshard.record.secrets import without_secrets_in_text
 from unshard.record.writing import record_to_bytes
 from unshard.tensors import Tensor
 from unshard.training.live.model import LiveModel
@@ -35,7 +36,6 @@ from unshard.training.recording.describing_run import (
     describe_model,
     describe_tokenizer,
     model_config_of,
-    seed_of_torch,
 )
 from unshard.training.recording.digests import Digests, hash_owned, record_tensors, uncast
 from unshard.training.recording.environment import gather_environment
@@ -61,7 +61,7 @@ class Telling:
         tokenizer: A tokenizer, a processor, or the folder of one.
         base: What training started from: a folder, or a name on the hub.
         step: The step.
-        seed: The seed; without it, that of torch where it was given one.
+        seed: The seed; without it, the one that the configuration names.
         data: What the model was trained on, in words.
         serve_dtypes: Dtypes that the model will be served in: `base`, or a dtype's name.
         digests: Whether tensors get digests.
@@ -91,6 +91,17 @@ class Recorded:
     record: Record
     files: Mapping[str, bytes]
     findings: tuple[Finding, ...]
+
+
+def texts_of(option: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Return several texts that an option takes.
+
+    Raises:
+        OptionError: It is one text, whose letters would be taken, or holds something else.
+    """
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise OptionError(option, "takes a sequence of texts", saw=repr(values)[:60], expected='["..."]')
+    return tuple(values)
 
 
 def require_telling(telling: Telling) -> None:
@@ -177,8 +188,8 @@ def _describe(
         unshard=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         step=telling.step,
-        seed=seed_of_torch() if telling.seed is None else telling.seed,
-        data=telling.data,
+        seed=_seed_of(given.config) if telling.seed is None else telling.seed,
+        data=None if telling.data is None else without_secrets_in_text(telling.data),
         training=given.config,
         base=describe_base(telling.base, model_config_of(model)),
         model=describe_model(model, live, telling.model_config),
@@ -189,6 +200,18 @@ def _describe(
         tensors={},
         fingerprint=None,
     )
+
+
+def _seed_of(config: TrainingConfig | None) -> int | None:
+    """Return the seed that a training configuration names, itself or in one of its parts.
+
+    torch cannot be asked: it begins with a seed that nobody gave it, another one in every process.
+    """
+    if config is None:
+        return None
+    parts = [config.values, *(part for part in config.values.values() if isinstance(part, Mapping))]
+    seeds = [part["seed"] for part in parts if type(part.get("seed")) is int]
+    return seeds[0] if seeds and seeds[0].bit_length() <= _BITS else None
 
 
 def _served(

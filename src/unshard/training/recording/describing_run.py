@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn import Module
 
 from unshard.base.configuration import read_config
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
 
 _GIT_SECONDS = 10
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
-# What torch's default generator begins with where nobody gave it a seed.
 # Source: c10/core/GeneratorImpl.h (`default_rng_seed_val`).
-_NO_SEED = 67280421310721
 
 
 def describe_code() -> Code:
@@ -71,12 +68,6 @@ def _git(main: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()
-
-
-def seed_of_torch() -> int | None:
-    """Return the seed that torch was given, or None where it was given none."""
-    seed = int(torch.initial_seed())
-    return None if seed == _NO_SEED else seed
 
 
 def model_config_of(model: Module) -> PreTrainedConfig | None:
