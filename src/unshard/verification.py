@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unshard.base import Base, ExpectedTensor, find_base
 from unshard.base.of_model import base_of_model
+from unshard.base.search import CONFIG
 from unshard.checkpoint import Checkpoint
 from unshard.dtypes import DTYPES
 from unshard.engines.workers import default_workers
@@ -266,6 +267,8 @@ def _verify_forward(written: Checkpoint, base: Base | None, *, wanted: bool | No
         return Level("forward", "not checked", ("switched off",))
     if not written.path.is_dir() or not written.layout.is_model_folder:
         return Level("forward", "not checked", ("a forward pass needs a model folder",))
+    if not (written.path / CONFIG).is_file():
+        return Level("forward", "not checked", ("there is no config.json, so no class to load it as",))
     try:
         return forward_level(verify_forward(written.path, base=base))
     except MissingExtraError as error:

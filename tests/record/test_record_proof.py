@@ -250,6 +250,27 @@ def test_a_record_of_another_model_is_told_and_left_behind(run: Path, unshard: U
     assert "U723" in codes
 
 
+def test_what_was_rounded_and_is_widened_again_leaves_the_record_behind(run: Path, unshard: Unshard) -> None:
+    narrow, wide = run.parent / "narrow", run.parent / "wide"
+    state = {name: tensor + 2**-12 for name, tensor in torch.load(run / "model-4.pt").items()}
+    torch.save(state, run / "model-4.pt")
+    write_record(run, state, torch.bfloat16)
+    assert unshard("convert", run, narrow, "--dtype", "bfloat16").code == 0
+    said = unshard("convert", narrow, wide, "--dtype", "float32", "--json")
+    assert said.code == 0
+    assert "U726" in [item["code"] for item in said.json["findings"]]
+    assert not (wide / NAME).exists()
+
+
+def test_a_model_without_a_configuration_is_not_run(run: Path, unshard: Unshard) -> None:
+    out = run.parent / "out"
+    assert unshard("convert", run, out).code == 0
+    (out / "config.json").unlink()
+    levels = {level["name"]: level for level in unshard("verify", out, "--json").json["levels"]}
+    assert levels["forward"]["verdict"] == "not checked"
+    assert "there is no config.json" in levels["forward"]["evidence"][0]
+
+
 def test_the_record_of_a_base_is_not_that_of_what_was_trained_from_it(run: Path, unshard: Unshard) -> None:
     base = run.parent / "base"
     shutil.move(run / NAME, base / NAME)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from unshard.base.side_files import outside_links
 from unshard.checkpoint import Checkpoint
-from unshard.findings import Finding
+from unshard.findings import Finding, finding
 from unshard.match.model import Model
 from unshard.plan import SideFile
 from unshard.record.comparing import check_record
-from unshard.record.description import RECORD_NAME
+from unshard.record.description import RECORD_NAME, Record
+from unshard.tensors import CastTensor
 from unshard.writers.torch_file import is_torch_file_name
 
 _ORIGIN = "the record of training, unchanged"
@@ -32,10 +34,30 @@ def with_fitting_record(
     if checkpoint.record is None:
         return checkpoint, ()
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    misfits = tuple(check_record(checkpoint.record, shapes))
+    misfits = (*check_record(checkpoint.record, shapes), *_check_widening(checkpoint.record, model))
     if not misfits:
         return checkpoint, ()
     return replace(checkpoint, record=None, record_path=None), misfits if is_whole else ()
+
+
+def _check_widening(record: Record, model: Model) -> Iterator[Finding]:
+    """Yield that tensors were rounded before, and get a dtype back in which training held other numbers."""
+    wider = [
+        name
+        for name, tensor in model.tensors.items()
+        if isinstance(tensor, CastTensor)
+        and tensor.source.dtype.itemsize < tensor.dtype.itemsize
+        and name in record.tensors
+        and tensor.dtype.name in record.tensors[name].digests
+    ]
+    if wider:
+        yield finding(
+            "U726",
+            subject=wider[0],
+            saw=f"{len(wider)} tensors that were rounded before, and are widened here",
+            expected="the numbers that training held, which the record has digests of",
+            remedy="Convert the checkpoint of the training itself; this result has no record.",
+        )
 
 
 def plan_record_files(checkpoint: Checkpoint, target: Path) -> tuple[SideFile, ...]:

@@ -7,12 +7,13 @@ as those of any model, an adapter's by their names alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unshard.base import Base, ExpectedTensor
 from unshard.checkpoint import Checkpoint
 from unshard.errors import AmbiguousModelError, Mismatch
+from unshard.findings import Finding, finding
 from unshard.recipes.adapters import holds_adapter, parse_adapter_name, published_name, without_prefix
 from unshard.tensors import CastTensor, DescribedTensor, Tensor
 from unshard.training.filling.leading import Answering, Led, lead, told_of_left, unfitting
@@ -47,9 +48,23 @@ def lead_to_any(
     if theirs.adapter:
         tensors |= _lead_adapter(checkpoint, base.expected, ours, theirs)
     left = [name for name in base.expected if name not in tensors]
-    part = "its adapter" if theirs.base else "its base"
-    told = [told_of_left(left, f"the checkpoint does not hold {part}")] if left else []
+    told = []
+    if left:
+        told = [told_of_left(left, "the checkpoint does not hold its base")]
+    if left and theirs.base:
+        told = [_told_of_adapter(left)]
     return replace(led, tensors=tensors, findings=(*led.findings, *told))
+
+
+def _told_of_adapter(names: Sequence[str]) -> Finding:
+    return finding(
+        "U166",
+        subject=names[0],
+        saw=f"{len(names)} tensors of an adapter, and a checkpoint without one",
+        expected="an adapter in the checkpoint, or one that adds nothing yet",
+        remedy="A merged model holds the adapter already: begin a new one on it. To go on with the old one, "
+        'save with adapter="keep", or with save_sharded.',
+    )
 
 
 def _taken_apart(names: Mapping[str, object]) -> _Sides:
