@@ -17,7 +17,7 @@ import torch
 from awkward import Value, awkward_tensors, read_values, true_values
 
 from unshard.checkpoint import Checkpoint
-from unshard.errors import InputError
+from unshard.errors import BaseModelError, InputError
 from unshard.readers import open_checkpoint
 
 FLIPS = 300
@@ -126,7 +126,7 @@ class ReaderSuite:
         try:
             checkpoint = self.opened(path)
             values = read_values(checkpoint.tensors)
-        except InputError:
+        except (InputError, BaseModelError):  # a box that was moved does not fit the base any more
             return
         if values == truth:
             return
